@@ -1,0 +1,69 @@
+"""What is being learned: how outputs are compared with targets, and how good they are."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kingpost.assembly import Batch, Loss
+from kingpost.option import Option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kingpost.source import DataFacts
+
+
+class Task(Option):
+    """Base of all tasks.
+
+    Class attributes:
+        metric: name of the score that chooses the best weights, as in ``results.csv``.
+        higher_is_better: direction of that score.
+    """
+
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+
+    @abstractmethod
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss, summed over all items; scalar."""
+
+    @abstractmethod
+    def items(self, targets: Tensor) -> int:
+        """How many items the loss is summed over."""
+
+    @abstractmethod
+    def outputs_per_sample(self, data: DataFacts) -> int:
+        """How many units the model's last layer needs."""
+
+    @abstractmethod
+    def metrics(self, data: DataFacts) -> Mapping[str, Any]:
+        """The metrics by column name: ``torchmetrics`` objects fed with ``(predictions, targets)``."""
+
+    @abstractmethod
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What the metrics and the user see: classes, probabilities or values, from raw outputs."""
+
+    @abstractmethod
+    def chance_loss(self, data: DataFacts) -> float | None:
+        """The mean loss of a model that knows nothing but the number of classes; None if there is no such value."""
+
+    def objective(self, model: nn.Module, batch: Batch) -> Loss:
+        """Run the model and measure the loss: the plain objective that techniques wrap."""
+        outputs = model(*batch.inputs)
+        return Loss(self.criterion(outputs, batch.targets), self.items(batch.targets), outputs)
+
+    def score(self, results: Mapping[str, float]) -> float:
+        """The chosen metric, turned so that higher is better."""
+        value = results[f"validation_{self.metric}"]
+        return value if self.higher_is_better else -value
+
+
+def sum_of(losses: Tensor) -> Tensor:
+    """The sum over all items in 32 bits at least."""
+    return losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
