@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 # Public name -> module. Imported when first used: `import kingpost` does no work of its own.
-_WHERE = {
+WHERE = {
     "Recipe": "kingpost.recipe",
     "Budget": "kingpost.recipe",
     "Save": "kingpost.recipe",
@@ -30,8 +30,8 @@ _WHERE = {
     "Step": "kingpost.assembly",
     "checked": "kingpost.option",
     "call": "kingpost.foreign",
-    "train": "kingpost.train.train",
-    "resume": "kingpost.train.train",
+    "train": "kingpost.verbs",
+    "resume": "kingpost.verbs",
     "predict": "kingpost.train.predict",
     "report": "kingpost.report.html",
 }
@@ -40,8 +40,8 @@ _WHERE = {
 def __getattr__(name: str) -> object:
     from kingpost.catalogue import CATALOGUE
 
-    if name in _WHERE:
-        found: object = getattr(importlib.import_module(_WHERE[name]), name)
+    if name in WHERE:
+        found: object = getattr(importlib.import_module(WHERE[name]), name)
     else:
         targets = (target.split(":") for kind in CATALOGUE.values() for target in kind.values())
         module = next((module for module, class_name in targets if class_name == name), None)
@@ -56,7 +56,7 @@ def __dir__() -> list[str]:
     from kingpost.catalogue import CATALOGUE
 
     options = [target.split(":")[1] for kind in CATALOGUE.values() for target in kind.values()]
-    return sorted([*_WHERE, *options, "__version__"])
+    return sorted([*WHERE, *options, "__version__"])
 
 
 if TYPE_CHECKING:
@@ -77,5 +77,5 @@ if TYPE_CHECKING:
     from kingpost.run import Run as Run
     from kingpost.technique import Technique as Technique
     from kingpost.train.predict import predict as predict
-    from kingpost.train.train import resume as resume
-    from kingpost.train.train import train as train
+    from kingpost.verbs import resume as resume
+    from kingpost.verbs import train as train

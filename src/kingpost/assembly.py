@@ -9,6 +9,7 @@ there. A slot that nobody wraps costs nothing.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -61,8 +62,9 @@ class Batch:
     def split(self, parts: int) -> Iterator[Batch]:
         """At most ``parts`` consecutive pieces of nearly equal size."""
         rows = len(self)
+        parts = max(1, min(parts, rows))
         edges = [rows * part // parts for part in range(parts + 1)]
-        return (self.rows(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a)
+        return (self.rows(a, b) for a, b in itertools.pairwise(edges))
 
     def with_(self, **changes: Any) -> Batch:
         """A copy with other inputs or targets."""
@@ -211,12 +213,14 @@ class Layout:
         ranks: how many there are.
         replicate: makes the callable that the objective runs (DDP around the model, or the model itself).
         local: context in which backward does not communicate, for all but the last micro-batch.
+        total: the sum of a number over all processes.
     """
 
     rank: int = 0
     ranks: int = 1
     replicate: Callable[[nn.Module], nn.Module] = lambda model: model
     local: Callable[[nn.Module], AbstractContextManager[object]] = lambda model: nullcontext()
+    total: Callable[[float], float] = lambda number: number
 
 
 @dataclass(frozen=True, kw_only=True)

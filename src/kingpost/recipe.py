@@ -108,9 +108,9 @@ class Recipe(Option):
 
     def mounts(self) -> list[tuple[str, Technique]]:
         """All techniques in the order of mounting, each with its path in the recipe."""
-        single = [("model", self.model), ("initialise", self.initialise), ("optimizer", self.optimizer)]
-        listed = [(f"techniques.{t.name}", t) for t in self.techniques]
-        found = [*single, ("schedule", self.schedule), *listed, ("layout", self.layout)]
+        keys = ("layout", "model", "initialise", "optimizer", "schedule")
+        found = [(key, getattr(self, key)) for key in keys]
+        found += [(f"techniques.{technique.name}", technique) for technique in self.techniques]
         return [(path, technique) for path, technique in found if technique is not None]
 
     @property

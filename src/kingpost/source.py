@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +93,11 @@ class Order:
 
     def indices(self, samples: int) -> Tensor:
         """All sample indices of the pass, ``(samples,)`` int64."""
-        return torch.randperm(samples, generator=self.generator("order")) if self.shuffle else torch.arange(samples)
+        return (
+            torch.randperm(samples, generator=self.generator("order"))
+            if self.shuffle
+            else torch.arange(samples)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,10 @@ class Dataset:
 class Source(Option):
     """Base of all data sources."""
 
-    reproducible: ClassVar[bool] = True
+    @property
+    def reproducible(self) -> bool:
+        """Whether the recipe's file alone can make it again."""
+        return True
 
     @abstractmethod
     def open(self) -> Dataset:
@@ -137,7 +144,28 @@ class Source(Option):
         raise DataError(f"'{self.name}' data has no files to predict on; use --split test")
 
 
-def held_out(samples: int, fraction: float, seed: int, groups: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+def original_units(values: Tensor, fitted: Mapping[str, Any]) -> Tensor:
+    """Regression values as the source had them: undoes the scaling in ``fitted["target"]``, if there is one.
+
+    Args:
+        values: predictions or targets, ``(N,)`` or ``(N, D)``, standardised.
+        fitted: of the :class:`Dataset`; ``{"target": {"mean": [D numbers], "std": [D numbers]}}``.
+
+    >>> original_units(torch.tensor([[-1.0], [0.5]]), {"target": {"mean": [20.0], "std": [4.0]}}).tolist()
+    [[16.0], [22.0]]
+    """
+    if "target" not in fitted:
+        return values
+    mean, std = (
+        torch.tensor(fitted["target"][key], dtype=values.dtype, device=values.device)
+        for key in ("mean", "std")
+    )
+    return values * std + mean
+
+
+def held_out(
+    samples: int, fraction: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices kept and held out, both sorted; with ``groups``, the same fraction of each.
 
     Args:
@@ -151,7 +179,9 @@ def held_out(samples: int, fraction: float, seed: int, groups: np.ndarray | None
     (8, 2, True)
     """
     rng = np.random.default_rng(seeds.derive(seed, "split"))
-    labels = np.zeros(samples, dtype=np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
+    labels = (
+        np.zeros(samples, dtype=np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
+    )
     out = np.zeros(samples, dtype=bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

@@ -22,12 +22,14 @@ class Task(Option):
     """Base of all tasks.
 
     Class attributes:
-        metric: name of the score that chooses the best weights, as in ``results.csv``.
+        metric: name of the score that chooses the best weights: ``loss``, or one of :meth:`metrics`.
         higher_is_better: direction of that score.
+        unit: of the loss.
     """
 
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
+    unit: ClassVar[str] = "nats"
 
     @abstractmethod
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -59,8 +61,8 @@ class Task(Option):
         return Loss(self.criterion(outputs, batch.targets), self.items(batch.targets), outputs)
 
     def score(self, results: Mapping[str, float]) -> float:
-        """The chosen metric, turned so that higher is better."""
-        value = results[f"validation_{self.metric}"]
+        """The chosen metric of an evaluation, turned so that higher is better."""
+        value = results[self.metric]
         return value if self.higher_is_better else -value
 
 

@@ -1,0 +1,1 @@
+"""Build: networks, their parts, and their starting weights."""

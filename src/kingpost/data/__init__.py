@@ -1,0 +1,1 @@
+"""Data: sources, and loaders whose position can be saved."""

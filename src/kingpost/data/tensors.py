@@ -49,7 +49,9 @@ class TensorSplit(Split):
         indices = order.indices(samples)
         for chunk in indices[order.start * size :].split(size * self._batches_per_chunk(size)):
             inputs = [x.index_select(0, chunk).split(size) for x in self.inputs]
-            for *of_batch, targets in zip(*inputs, self.targets.index_select(0, chunk).split(size), strict=True):
+            for *of_batch, targets in zip(
+                *inputs, self.targets.index_select(0, chunk).split(size), strict=True
+            ):
                 yield Batch(tuple(of_batch), targets, 0, len(targets))
 
     def _batches_per_chunk(self, batch_size: int) -> int:

@@ -1,0 +1,5 @@
+"""Report: figures and HTML; the only place that draws."""
+
+from kingpost.verb import make_callable
+
+make_callable(__name__)

@@ -67,6 +67,7 @@ class Regression(Task):
 
     metric: ClassVar[str] = "r2"
     higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = "squared_error"
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Squared error, summed over samples and dimensions."""
@@ -105,7 +106,7 @@ class LanguageModelling(Task):
     Outputs ``(B, T, V)`` raw scores; targets ``(B, T)`` int64, where -100 is left out.
     """
 
-    metric: ClassVar[str] = "nats_per_token"
+    metric: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The gradient, and techniques that change how it is taken or used."""

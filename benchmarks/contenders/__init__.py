@@ -1,0 +1,1 @@
+"""One file per contender: the same training, each as a user of that library writes it."""

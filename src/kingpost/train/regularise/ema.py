@@ -1,0 +1,106 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from kingpost.assembly import Assembly, Slot, Step, Update
+from kingpost.option import checked
+from kingpost.technique import Technique
+
+
+class Average:
+    """A running average of a model's parameters and floating-point buffers, by name.
+
+    >>> model, average = nn.Linear(1, 1), Average(decay=0.5)
+    >>> average.add(model)
+    >>> with average.in_place(model):  # evaluate or save here
+    ...     pass
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, model: nn.Module) -> None:
+        """Count the model's present weights: ``a = decay * a + (1 - decay) * w``."""
+        current = _floating(model)
+        if not self.values:
+            self.values = {name: value.clone() for name, value in current.items()}
+            return
+        values = [self.values[name] for name in current]
+        with torch.no_grad():
+            get_ema_multi_avg_fn(self.decay)(values, list(current.values()), torch.tensor(0))
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The averaged weights in the model, and its own again afterwards."""
+        current = _floating(model) if self.values else {}
+        _swap(self.values, current)
+        try:
+            yield
+        finally:
+            _swap(self.values, current)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages."""
+        return self.values
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from these averages."""
+        self.values = {name: value.clone() for name, value in state.items()}
+
+
+def _floating(model: nn.Module) -> dict[str, Tensor]:
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: value.detach() for name, value in named.items() if value.is_floating_point()}
+
+
+def _swap(values: dict[str, Tensor], current: dict[str, Tensor]) -> None:
+    for name, tensor in current.items():
+        own = tensor.clone()
+        tensor.copy_(values[name])
+        values[name].copy_(own)
+
+
+def averaging(update: Update, average: Average) -> Update:
+    """An update that afterwards counts the new weights in the average."""
+
+    def average_after(model: nn.Module, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        update(model, optimizer, step)
+        average.add(model)
+
+    return average_after
+
+
+@checked
+class EMA(Technique):
+    """Judge and keep an average of the weights, ``a = decay * a + (1 - decay) * w`` after each step.
+
+    Fails in runs that are short against ``1 / (1 - decay)`` steps: the average then lags behind. Batch norm's
+    running statistics are averaged too. Source: Polyak and Juditsky, 1992; Tarvainen and Valpola, arXiv 1703.01780.
+    """
+
+    decay: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """Memory per step; the average spans about 1 / (1 - decay) steps."""
+
+    touches: ClassVar[frozenset[Slot]] = frozenset({"update", "evaluate", "state"})
+    neutral: ClassVar[dict[str, Any]] = {"decay": 0.0}
+    example: ClassVar[dict[str, Any]] = {"decay": 0.8}
+
+    def mount(self, assembly: Assembly) -> Assembly:
+        """The assembly whose evaluation uses the average."""
+        average = Average(self.decay)
+
+        def evaluate(model: nn.Module) -> AbstractContextManager[object]:
+            return average.in_place(model)
+
+        mounted = assembly.with_(update=averaging(assembly.update, average), evaluate=evaluate)
+        return mounted.with_state(self.name, average)

@@ -1,0 +1,239 @@
+"""Train a recipe, and go on with a run that was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from kingpost.errors import KingpostError, RecipeError, RunError
+from kingpost.files import remove_leftovers, write_atomically, write_json
+from kingpost.finding import Finding
+from kingpost.patch import Patch
+from kingpost.recipe import Recipe
+from kingpost.run import RUNS, Run
+from kingpost.source import Dataset
+from kingpost.train import checkpoint, environment, parallel
+from kingpost.train.assemble import assemble
+from kingpost.train.guards import StopRequest, stop_signals
+from kingpost.train.history import StepLog
+from kingpost.train.judged import save_judged
+from kingpost.train.loop import Job, fit
+from kingpost.train.optimise.groups import base_rates
+from kingpost.train.progress import Display
+
+RESUMABLE_KEYS = ("budget.", "save.")
+
+
+def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
+    """Train a recipe in a new folder ``root/NAME``.
+
+    Args:
+        recipe: what to do.
+        root: folder of all runs.
+        quiet: no progress on standard error.
+
+    Returns:
+        The run; its ``status`` is ``stopped`` if a signal ended it early, and it can then be resumed.
+
+    Raises:
+        KingpostError: the recipe, the data or the training failed; the run's folder holds what there is.
+
+    >>> import tempfile
+    >>> recipe = Recipe(name="tiny", data="digits", model="mlp", budget={"steps": 2}, save={"report": False})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = train(recipe, root=folder, quiet=True)
+    ...     run.status, len(run.steps)
+    ('finished', 2)
+    """
+    recipe = _with_launched_ranks(recipe)
+    ranks = parallel.launched_ranks()
+    if ranks == 1 and _wanted_ranks(recipe) > 1:
+        return _launch(Run.create(recipe, root))
+    with parallel.process_group(recipe.layout) as device:
+        folder = parallel.from_first(str(Run.create(recipe, root).folder) if parallel.is_first() else "")
+        return _execute(Run(Path(folder)), recipe, device, quiet)
+
+
+def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Run:
+    """Go on with a run from its newest checkpoint, to the same bits as if it had never stopped.
+
+    Args:
+        folder: the run's folder, or its name under ``runs/``.
+        changes: overrides of ``budget.*`` and ``save.*``; anything else would be another run.
+        quiet: no progress on standard error.
+
+    Raises:
+        RunError: no such run, its data has changed, or it cannot be made again from its file.
+    """
+    run = Run.open(folder)
+    recipe = run.recipe
+    for change in changes:
+        patch = Patch.of(change)
+        for part in patch.changes:
+            if not part.key.startswith(RESUMABLE_KEYS):
+                raise RecipeError(
+                    "cannot be changed on resume", path=part.key, mend="train a new run; only budget.* and save.* can"
+                )
+        recipe = patch.apply(recipe)
+    if parallel.launched_ranks() == 1 and _wanted_ranks(recipe) > 1:
+        recipe.save_to(run.folder / "recipe.yaml")
+        return _launch(run)
+    with parallel.process_group(recipe.layout) as device:
+        if parallel.is_first():
+            recipe.save_to(run.folder / "recipe.yaml")
+        return _execute(run, recipe, device, quiet)
+
+
+def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) -> Job:
+    """Open the data, assemble the step, and load the newest checkpoint if there is one."""
+    first = parallel.is_first()
+    dataset = recipe.data.open()
+    assembly = assemble(recipe, dataset, device)
+    optimizer = assembly.optimizer(assembly.model)
+    rates = base_rates(optimizer)
+    job = Job(run, recipe, dataset, assembly, optimizer, assembly.model, rates, display, first)
+    if first:
+        _record(run, dataset, device, assembly.layout.ranks)
+    damaged: list[Finding] = []
+    state = checkpoint.load_newest(
+        run.folder / "checkpoints", device, lambda path, why: damaged.append(_damaged(path, why))
+    )
+    rows = job.load(state) if state else 0
+    job.findings += damaged
+    for finding in damaged:
+        display.say(str(finding))
+    if first:
+        remove_leftovers(run.folder)
+        job.log = StepLog(run.folder / "steps.csv", rows)
+        if damaged:  # they would come back as the newest once enough steps are done
+            for finding in damaged:
+                shutil.rmtree(finding.place, ignore_errors=True)
+    job.replica = assembly.layout.replicate(assembly.model)
+    return job
+
+
+def _execute(run: Run, recipe: Recipe, device: torch.device, quiet: bool) -> Run:
+    first = parallel.is_first()
+    with Display(run.name, quiet=quiet or not first) as display, _failures(run, first), stop_signals() as request:
+        job = prepare(run, recipe, device, display)
+        if first:
+            run.set_status("running")
+        try:
+            fit(job, request)
+        except KingpostError:
+            job.save()  # the weights are those before the failed step
+            raise
+        if job.done:
+            _finish(job)
+        else:
+            _stopped(job, request)
+    return run
+
+
+def _finish(job: Job) -> None:
+    """Judge the best weights on the test part, and note the figures."""
+    a, at, run = job.assembly, job.at, job.run
+    parallel.barrier()
+    checkpoint.load_weights(run.weights("best"), a.model)
+    test = job.judge("test") if "test" in job.dataset.splits else {}
+    if job.first:
+        save_judged(job)
+        message = "early stopping ended the run" if at.stalled else ""
+        run.set_status(
+            "finished", epoch=at.epoch, step=at.step, seconds=at.seconds, best=at.best, test=test, message=message
+        )
+        if job.recipe.save.tensorboard:
+            from kingpost.train.tensorboard import write_events
+
+            write_events(run)
+    parallel.barrier()
+
+
+def _stopped(job: Job, request: StopRequest) -> None:
+    if job.first:
+        message = f"stopped by signal {request.signal}; go on with: kingpost resume {job.run.folder}"
+        job.run.set_status("stopped", message=message, signal=request.signal)
+        job.display.say(message)
+
+
+@contextlib.contextmanager
+def _failures(run: Run, first: bool) -> Iterator[None]:
+    """An error that ends the run is noted in its folder."""
+    try:
+        yield
+    except Exception as error:
+        if first:
+            run.set_status("failed", message=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _record(run: Run, dataset: Dataset, device: torch.device, ranks: int) -> None:
+    """Write what the run depends on; on resume, check that it is still the same."""
+    before = run.data.get("fingerprint_sha256")
+    if before and before != dataset.fingerprint:
+        raise RunError(
+            f"the data of run '{run.name}' has changed since it began (fingerprint {dataset.fingerprint[:12]}, was "
+            f"{before[:12]}); train a new run"
+        )
+    facts = dataset.facts
+    described: dict[str, Any] = {
+        "task": facts.task,
+        "inputs": [{"shape": list(shape), "dtype": str(dtype)} for shape, dtype in facts.inputs],
+        "target_shape": list(facts.target_shape),
+        "classes": list(facts.classes),
+        "vocabulary": facts.vocabulary,
+        "features": list(facts.features),
+        "samples": {part: len(split) for part, split in dataset.splits.items()},
+        "fingerprint_sha256": dataset.fingerprint,
+        "fitted": dict(dataset.fitted),
+    }
+    write_json(run.folder / "data.json", described)
+    indices = {part: index.contiguous() for part, index in dataset.indices.items()}
+    if indices:
+        write_atomically(run.folder / "splits.safetensors", lambda temporary: save_file(indices, temporary))
+    write_json(run.folder / "environment.json", environment.describe(device, ranks) | {"seed": run.recipe.seed})
+
+
+def _damaged(path: Path, why: str) -> Finding:
+    return Finding(
+        symptom="a damaged checkpoint was passed over; the one before it is used",
+        severity="warning",
+        cause=why,
+        place=str(path),
+    )
+
+
+def _wanted_ranks(recipe: Recipe) -> int:
+    assert isinstance(recipe.layout, parallel.DataParallel)
+    return recipe.layout.data
+
+
+def _with_launched_ranks(recipe: Recipe) -> Recipe:
+    """Under torchrun, ``layout.data`` is what torchrun has started; another wish is a contradiction."""
+    launched, wanted = parallel.launched_ranks(), _wanted_ranks(recipe)
+    if launched == 1 or launched == wanted:
+        return recipe
+    if wanted != 1:
+        raise RecipeError(
+            f"got {wanted}, but torchrun has started {launched} processes",
+            path="layout.data",
+            mend=f"use --nproc-per-node {wanted}, or leave layout.data out",
+        )
+    return recipe.patched(f"layout.data={launched}")
+
+
+def _launch(run: Run) -> Run:
+    if problems := run.recipe.not_reproducible if (run.folder / "recipe.yaml").exists() else []:
+        raise RecipeError(f"{', '.join(problems)}: an object cannot be sent to several processes", mend="use a reference")
+    code = parallel.launch(run.folder, _wanted_ranks(run.recipe))
+    if code and run.status not in ("stopped", "failed"):
+        run.set_status("failed", message=f"a process ended with exit code {code}")
+    if run.status == "failed":
+        raise RunError(f"run {run.folder} failed: {run.summary.get('message', '')}")
+    return run
