@@ -32,7 +32,7 @@ WORKLOADS = {
 EXAMPLES = """examples:
   python benchmarks/overhead.py --setup-peers                 make the peers' environment (once, minutes)
   python benchmarks/overhead.py                               five rounds of everything
-  python benchmarks/overhead.py --rounds 1 --mlp-steps 100 --cnn-steps 20 --results /tmp/try
+  python benchmarks/overhead.py --rounds 1 --mlp-steps 100 --cnn-steps 20 --results try
   python benchmarks/overhead.py --contenders bare bare-indexed kingpost --workloads mlp
   python benchmarks/overhead.py --threads 2                   with two threads, on a quiet machine
 """

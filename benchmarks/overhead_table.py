@@ -32,6 +32,7 @@ def summarise(measurements: Sequence[Row], workload: str, contender: str) -> Row
         row["problem"] = f"{bad[-1]['status']}: {bad[-1]['reason']}"
     if good:
         row["seconds"] = _spread(list(good.values()))
+        row["cpu_seconds"] = median(m["cpu_seconds"] for m in mine if m["status"] == "ok")
         row["ratio_to"] = {base: _ratios(measurements, workload, base, good) for base in BASELINES}
     return row
 
@@ -66,21 +67,30 @@ def _ratios(
 
 
 def _facts(results: Row) -> list[str]:
-    machine = results["machine"]
+    machine, rounds = results["machine"], results["rounds"]
     return [
-        f"{results['date']}, {machine['processor']}, {machine['cores']} cores, {machine['system']}, no accelerator, "
-        f"threads {results['threads']}, torch {results['torch']}, made by benchmarks/overhead.py.",
+        f"{results['date']}, {machine['processor']}, {machine['cores']} cores, {machine['system']}, "
+        f"no accelerator, threads {results['threads']}, torch {results['torch']}.",
         "",
-        f"Seconds of the timed optimizer steps, after {results['warmup_steps']} warm-up steps of the same fit; "
+        f"Seconds of the timed optimizer steps, after {results['warmup_steps']} warm-up steps of one fit; "
         "imports, setting up and tearing down are not counted. Every contender runs in a process of its own, "
-        f"all of them in each round, in a new order each round; rounds: {results['rounds']}. "
+        f"all of them in each round, in a new order each round; rounds: {rounds}. "
         "Ratios are taken within a round: median (min..max). "
+        "Where cpu s (median) is well below the wall's median, the machine was busy with something else. "
         "With fewer than eleven rounds p10 lies between the two fastest, by interpolation.",
     ]
 
 
 def _table(rows: Sequence[Row], timed_steps: int) -> list[str]:
-    numbers = ["n", "median s", "p10 s", "min..max s", "ms/step", *(f"x {base}" for base in BASELINES)]
+    numbers = [
+        "n",
+        "median s",
+        "p10 s",
+        "min..max s",
+        "cpu s",
+        "ms/step",
+        *(f"x {base}" for base in BASELINES),
+    ]
     head = ["contender", "version", *numbers]
     lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
     order = sorted(rows, key=lambda row: row["seconds"]["median"] if "seconds" in row else math.inf)
@@ -91,12 +101,17 @@ def _cells(row: Row, timed_steps: int) -> list[str]:
     versions = [v for name, v in row["versions"].items() if name not in ("python", "torch")]
     first = [row["contender"], versions[0] if versions else "", str(row["n"])]
     if "seconds" not in row:
-        return [*first, row.get("problem", "not run"), "", "", "", *[""] * len(BASELINES)]
+        return [*first, row.get("problem", "not run"), "", "", "", "", *[""] * len(BASELINES)]
     if row["failures"]:
         first[2] += f" (and {row['failures']} failed: {row['problem']})"
     s = row["seconds"]
     ratios = [_ratio(row["ratio_to"][base]) for base in BASELINES]
-    times = [f"{s['median']:.3f}", f"{s['p10']:.3f}", f"{s['min']:.3f}..{s['max']:.3f}"]
+    times = [
+        f"{s['median']:.3f}",
+        f"{s['p10']:.3f}",
+        f"{s['min']:.3f}..{s['max']:.3f}",
+        f"{row['cpu_seconds']:.3f}",
+    ]
     return [*first, *times, f"{1000 * s['median'] / timed_steps:.3f}", *ratios]
 
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 LEARNING_RATE = 1e-3
 CLASSES = 10
+STEPS_TO_LEARN = 40  # in fewer, a sound run may end above the loss of another start (Keras draws its own)
 SIGNAL = 0.1  # weight of the class's pattern in the noise: learnable, and not at once
 BATCH_SIZE = {"mlp": 64, "cnn": 128}
 # With overhead.py's default steps one epoch each, so that every timed window has one epoch's end.
@@ -178,7 +179,10 @@ def _measure(
     _check(trained.steps == job.total_steps, f"the library counts {trained.steps}, {job.total_steps} wanted")
     _check(torch.get_num_threads() == job.threads, f"{torch.get_num_threads()} threads, {job.threads} wanted")
     after = mean_loss(trained.predict, job)
-    _check(after < before, f"the loss did not fall: {before:.4f} to {after:.4f}")
+    _check(
+        after < before or job.total_steps < STEPS_TO_LEARN,
+        f"the loss did not fall: {before:.4f} to {after:.4f}",
+    )
     wall, cpu = clock.seconds()
     return {"status": "ok", "seconds": wall, "cpu_seconds": cpu, "loss_before": before, "loss_after": after}
 

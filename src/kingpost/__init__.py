@@ -20,7 +20,7 @@ WHERE = {
     "Save": "kingpost.recipe",
     "Patch": "kingpost.patch",
     "Plan": "kingpost.plan",
-    "plan": "kingpost.plan",
+    "plan": "kingpost.train.planning",
     "Run": "kingpost.run",
     "Finding": "kingpost.finding",
     "Technique": "kingpost.technique",
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from kingpost.option import checked as checked
     from kingpost.patch import Patch as Patch
     from kingpost.plan import Plan as Plan
-    from kingpost.plan import plan as plan
+    from kingpost.train.planning import plan as plan
     from kingpost.recipe import Budget as Budget
     from kingpost.recipe import Recipe as Recipe
     from kingpost.recipe import Save as Save

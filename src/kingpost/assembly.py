@@ -193,7 +193,7 @@ class Setting:
         batch_size: samples per optimizer step, over all devices.
         total_steps: optimizer steps in the whole run (an estimate if the budget is in seconds).
         seed: the run's seed.
-        device: where the model lives; ``meta`` while planning.
+        device: where the model lives.
     """
 
     task: Task

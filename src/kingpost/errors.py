@@ -45,7 +45,11 @@ class RunError(KingpostError, RuntimeError):
     """A run folder that is absent, damaged, or does not fit what was asked of it."""
 
 
-class NonFiniteError(KingpostError, ArithmeticError):
+class TrainingError(KingpostError, RuntimeError):
+    """A training that cannot go on; its last good state is saved."""
+
+
+class NonFiniteError(TrainingError, ArithmeticError):
     """A NaN or Inf in the loss or a gradient; raised before it reaches the weights."""
 
 

@@ -159,15 +159,18 @@ class Recipe(Option):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """A recipe from a YAML file.
+        """A recipe from a YAML file, or one that comes with kingpost, by its name.
 
         Raises:
             RecipeError: no such file (similar names are given), or not a valid recipe.
         """
         path = Path(path)
+        bundled = {recipe.stem: recipe for recipe in bundled_recipes()}
+        if not path.exists() and str(path) in bundled:
+            path = bundled[str(path)]
         if not path.is_file():
-            near = nearest(path.stem, [p.stem for p in path.parent.glob("*.yaml")])
-            raise RecipeError(f"no recipe '{path}'", mend=f"in that folder, {near}")
+            here = {p.stem: p for p in path.parent.glob("*.yaml")}
+            raise RecipeError(f"no recipe '{path}'", mend=nearest(path.stem, here or bundled))
         return cls.from_yaml(path.read_text(encoding="utf-8"), where=str(path))
 
     def save_to(self, path: Path | str) -> None:
@@ -176,6 +179,13 @@ class Recipe(Option):
 
     def __str__(self) -> str:
         return _short(self)
+
+
+def bundled_recipes() -> list[Path]:
+    """The recipes that come with kingpost: beside the package in a wheel, in ``recipes/`` of a checkout."""
+    package = Path(__file__).parent
+    folders = (package / "recipes", package.parents[1] / "recipes")
+    return sorted(next((f for f in folders if f.is_dir()), package).glob("*.yaml"))
 
 
 def _technique(kind: str, name: str) -> Technique:

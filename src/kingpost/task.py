@@ -66,6 +66,6 @@ class Task(Option):
         return value if self.higher_is_better else -value
 
 
-def sum_of(losses: Tensor) -> Tensor:
-    """The sum over all items in 32 bits at least."""
-    return losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32))
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half-precision numbers widened to 32 bits, others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

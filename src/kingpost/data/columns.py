@@ -10,7 +10,7 @@ What is learned of a column is a mapping of plain values, one of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -73,7 +73,8 @@ def _fit_category(
         odd = present[np.isnan(numbers)]
         hint = f"data.drop+={name}, or raise data.max_categories"
         if 0 < len(odd) < (1 - NEARLY_ALL) * len(present):
-            hint = f"most are numbers: if '{odd.iloc[0]}' marks a missing value, data.na_values+='{odd.iloc[0]}'; else {hint}"
+            marker = odd.iloc[0]
+            hint = f"if '{marker}' marks a missing value, data.na_values+='{marker}', else {hint}"
         raise DataError(
             f"column '{name}' holds {len(categories)} different texts, more than {max_categories}; {hint}"
         )
@@ -83,7 +84,7 @@ def _fit_category(
 def encode_columns(
     frame: pd.DataFrame, columns: Sequence[Column], encoding: Encoding, where: str
 ) -> tuple[Tensor, ...]:
-    """Rows as the model's inputs: ``(N, F)`` float32, and with ``codes`` the categories as ``(N, K)`` int64 after it.
+    """Rows as the model's inputs: ``(N, F)`` float32, and with ``codes`` the categories, ``(N, K)`` int64.
 
     A category that the training rows lack is the last one, ``<other>``.
 
@@ -99,7 +100,7 @@ def encode_columns(
             raise DataError(
                 f"{where}: no column '{column['name']}'; it has: {', '.join(map(str, frame.columns))}"
             )
-        values = frame[column["name"]]
+        values = cast("pd.Series", frame[column["name"]])
         if column["kind"] == "number":
             numbers += _encode_numbers(values, column, where)
         elif encoding == "codes":
@@ -139,7 +140,7 @@ def to_numbers(values: pd.Series) -> np.ndarray:
     """Values as float64; texts that are not numbers, and missing values, become NaN."""
     import pandas as pd
 
-    return np.asarray(pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
+    return np.array(pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def _encode_numbers(values: pd.Series, column: Column, where: str) -> list[Tensor]:
@@ -147,11 +148,12 @@ def _encode_numbers(values: pd.Series, column: Column, where: str) -> list[Tenso
     if (strange := np.flatnonzero(~np.isfinite(numbers) & ~missing)).size:
         row = int(strange[0])
         raise DataError(
-            f"{where}: column '{column['name']}' holds {values.iloc[row]!r} in row {row}, but numbers in the training part"
+            f"{where}: column '{column['name']}' holds {values.iloc[row]!r} in row {values.index[row]}, "
+            "but numbers in the training part"
         )
     filled = torch.from_numpy(np.where(missing, column["median"], numbers))
     scaled = scaling.apply(filled, {"mean": [column["mean"]], "std": [column["std"]]})
-    return [scaled, torch.from_numpy(missing).float()] if column["missing"] else [scaled]
+    return [scaled, torch.tensor(missing, dtype=torch.float32)] if column["missing"] else [scaled]
 
 
 def _codes(values: pd.Series, column: Column) -> Tensor:
@@ -159,6 +161,6 @@ def _codes(values: pd.Series, column: Column) -> Tensor:
 
     texts = values.astype(object).where(values.notna(), MISSING).astype(str)
     codes = torch.tensor(
-        pd.Index(column["categories"], dtype=object).get_indexer(texts.to_numpy(dtype=object))
+        pd.Index(column["categories"], dtype=object).get_indexer(pd.Index(texts, dtype=object))
     )
     return torch.where(codes < 0, len(column["categories"]), codes).long()

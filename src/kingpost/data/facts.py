@@ -37,7 +37,9 @@ def _as_tensor(given: object, where: str) -> Tensor:
             f"{where}: expected numbers, got dtype {given.dtype}; turn the values into numbers first"
         )
     tensor = (
-        given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
+        given.detach().cpu()
+        if isinstance(given, Tensor)
+        else torch.from_numpy(np.require(given, requirements=["C", "W"]))
     )
     if tensor.dtype == torch.uint8:
         return tensor.float().div_(255)

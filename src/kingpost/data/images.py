@@ -32,7 +32,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 
 @checked
 class Idx(Source):
-    """Grey images in IDX files (MNIST, Fashion-MNIST); inputs ``(1, H, W)``, standardised on the training part.
+    """Grey images in IDX files, as of MNIST; inputs ``(1, H, W)``, standardised on the training part.
 
     Source: LeCun, Cortes and Burges (format); Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017.
     """
@@ -156,6 +156,8 @@ class ImageFolder(Source):
             )
         listed = {part: _listed(folder, classes) for part, folder in folders.items()}
         paths, labels = listed["train"]
+        if empty := [name for label, name in enumerate(classes) if not (labels == label).any()]:
+            raise DataError(f"{folders['train']}: class '{empty[0]}' has no images ({', '.join(ENDINGS)})")
         validation, test = (0.0 if part in listed else getattr(self, part) for part in ("validation", "test"))
         indices = divide(len(paths), validation, test, self.split_seed, labels.numpy())
         files = {part: ([paths[i] for i in index.tolist()], labels[index]) for part, index in indices.items()}

@@ -52,7 +52,7 @@ class StreamSplit(Split):
         )
         for (inputs, targets), (rows, _, first, total) in zip(loader, shares, strict=True):
             several = tuple(inputs) if isinstance(inputs, list | tuple) else (inputs,)
-            yield Batch(several, targets, first, total).rows(0, len(rows)).with_(first=first)
+            yield Batch(several, targets, first, total).rows(0, len(rows))
 
 
 def _share(part: Tensor, order: Order) -> tuple[Tensor, int, int, int]:

@@ -1,4 +1,4 @@
-"""Tables in CSV or Parquet files: mixed columns to tensors, all of it learned from the training part alone."""
+"""Tables in CSV or Parquet files: mixed columns to tensors, learned from the training part alone."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ REST = "*"  # in label_map: every label that is not named
 class Table(Source):
     """Rows of numbers and categories from a CSV or Parquet file.
 
-    Numbers are standardised; a missing one becomes the median, and a further column says so. A category becomes
-    one column for each text of the training part and one for all others. Columns that are empty or constant in
-    the training part are left out, as ``fitted["columns"]`` says. Columns that only a later file has are not used.
+    Numbers are standardised; a missing one becomes the median, and a further column says so. A category
+    becomes one column for each text of the training part and one for all others. Columns that are empty or
+    constant in the training part are left out, as ``fitted["columns"]`` says; those that only a later file
+    has are not used.
     """
 
     train: FilePath
@@ -83,10 +84,15 @@ class Table(Source):
     def open(self) -> Dataset:
         """Read the files, divide the rows, learn the columns from the training rows, and encode all rows."""
         whole = self._frame(existing_file(self.train, where="data.train"), used=True)
-        given = {part: self._frame(existing_file(path, where=f"data.{part}"))
-                 for part in ("validation", "test") if isinstance(path := getattr(self, part), str)}  # fmt: skip
-        labels = self._labels(whole, self.train) if self.task == "classification" else None
-        indices = divide(len(whole), *fractions(self.validation, self.test), self.split_seed, labels)
+        files = {"validation": self.validation, "test": self.test}
+        given = {
+            p: self._frame(existing_file(f, where=f"data.{p}"))
+            for p, f in files.items()
+            if isinstance(f, str)
+        }
+        indices = divide(
+            len(whole), *fractions(self.validation, self.test), self.split_seed, self._groups(whole)
+        )
         frames = {part: whole.iloc[index.numpy()] for part, index in indices.items()} | given
         fitted: dict[str, Any] = {"columns": self._fit(frames["train"])}
         classes = self._classes(frames["train"])
@@ -151,21 +157,26 @@ class Table(Source):
             labels = labels.map(lambda label: self.label_map.get(label, label if rest is None else rest))
         return labels.to_numpy(dtype=np.str_)
 
+    def _groups(self, whole: pd.DataFrame) -> np.ndarray | None:
+        """The class of each row of the training file, if there are classes, and not too few or too many."""
+        if self.task != "classification":
+            return None
+        labels, target = self._labels(whole, self.train), self.target[0]
+        if (found := len(np.unique(labels))) < 2:
+            raise DataError(
+                f"{self.train}: column '{target}' holds one class, '{labels[0]}'; expected two or more"
+            )
+        if found > self.max_categories:
+            raise DataError(
+                f"{self.train}: column '{target}' holds {found} classes; "
+                "for values, data.task=regression, else raise data.max_categories"
+            )
+        return labels
+
     def _classes(self, train: pd.DataFrame) -> tuple[str, ...]:
-        if self.task == "multi-label":
-            return self.target
-        if self.task == "regression":
-            return ()
+        if self.task != "classification":
+            return self.target if self.task == "multi-label" else ()
         found = sorted({str(label) for label in self._labels(train, self.train)})
-        if len(found) < 2:
-            raise DataError(
-                f"{self.train}: column '{self.target[0]}' holds one class, '{found[0]}'; expected two or more"
-            )
-        if len(found) > max(self.max_categories, 2):
-            raise DataError(
-                f"{self.train}: column '{self.target[0]}' holds {len(found)} classes; for values, data.task=regression, "
-                "else raise data.max_categories"
-            )
         return tuple(sorted(found, key=int)) if all(label.isdecimal() for label in found) else tuple(found)
 
     def _class_numbers(self, frame: pd.DataFrame, classes: Sequence[str], where: str) -> Tensor:
@@ -189,7 +200,8 @@ class Table(Source):
                 row = int(np.flatnonzero(~allowed)[0])
                 wanted = "0 or 1" if self.task == "multi-label" else "a number"
                 raise DataError(
-                    f"{where}: column '{name}' holds {column.iloc[row]!r} in row {row}, expected {wanted}"
+                    f"{where}: column '{name}' holds {column.iloc[row]!r} in row {column.index[row]}, "
+                    f"expected {wanted}"
                 )
             columns.append(torch.from_numpy(numbers))
         return columns[0] if self.task == "regression" and len(columns) == 1 else torch.stack(columns, 1)

@@ -47,10 +47,10 @@ class TensorSplit(Split):
                 yield Batch(tuple(x[rows] for x in self.inputs), targets, 0, len(targets))
             return
         indices = order.indices(samples)
-        for chunk in indices[order.start * size :].split(size * self._batches_per_chunk(size)):
-            inputs = [x.index_select(0, chunk).split(size) for x in self.inputs]
+        for chunk in torch.split(indices[order.start * size :], size * self._batches_per_chunk(size)):
+            inputs = [torch.split(x.index_select(0, chunk), size) for x in self.inputs]
             for *of_batch, targets in zip(
-                *inputs, self.targets.index_select(0, chunk).split(size), strict=True
+                *inputs, torch.split(self.targets.index_select(0, chunk), size), strict=True
             ):
                 yield Batch(tuple(of_batch), targets, 0, len(targets))
 

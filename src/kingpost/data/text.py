@@ -34,8 +34,8 @@ class TextSplit(Split):
     Args:
         text: all tokens, ``(N,)``; kept in 32 bits.
         context: ``T``.
-        phased: in shuffled passes, shift all windows by an offset in ``0..T-1`` that follows from (seed, epoch),
-            so that a token is not always at the same place of its window; costs at most one window.
+        phased: in shuffled passes, shift all windows by an offset below ``T``, from (seed, epoch), so that
+            a token is not always at the same place of its window; costs at most one window.
 
     >>> split = TextSplit(torch.arange(7), context=3)
     >>> [(batch.inputs[0].tolist(), batch.targets.tolist()) for batch in split.batches(Order(batch_size=2))]
@@ -211,12 +211,12 @@ class SentencePairs(Source):
         special = {"pad": PAD, "bos": BOS, "eos": EOS, "cut": {}}
         if self.shared:
             both = tokens.fit_bpe([*sources, *targets], self.vocabulary, SPECIAL)
-            return {"source": both, "target_vocabulary": both, **special}
+            return {"source_vocabulary": both, "target_vocabulary": both, **special}
         source, target = (tokens.fit_bpe(lines, self.vocabulary, SPECIAL) for lines in (sources, targets))
-        return {"source": source, "target_vocabulary": target, **special}
+        return {"source_vocabulary": source, "target_vocabulary": target, **special}
 
     def _split(self, pair: tuple[list[str], list[str]], fitted: dict[str, Any], part: str) -> TensorSplit:
-        sources = tokens.encode_lines(pair[0], fitted["source"])
+        sources = tokens.encode_lines(pair[0], fitted["source_vocabulary"])
         targets = tokens.encode_lines(pair[1], fitted["target_vocabulary"])
         fitted["cut"][part] = sum(len(line) >= self.length for line in (*sources, *targets))
         room = self.length - 1

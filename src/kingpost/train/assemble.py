@@ -17,10 +17,14 @@ from kingpost.technique import mount_all
 from kingpost.train.gradients.backward import Backward
 
 
-def assemble(recipe: Recipe, dataset: Dataset, device: torch.device) -> Assembly:
+def assemble(recipe: Recipe, dataset: Dataset, device: torch.device, count_only: bool = False) -> Assembly:
     """All slots filled; the model has its final form and its starting weights, on ``device``.
 
-    On the device ``meta`` nothing is allocated and nothing initialised: that is how a plan is made.
+    Args:
+        recipe: what to assemble.
+        dataset: the recipe's data, opened.
+        device: where the model lives.
+        count_only: a fake tensor mode is active: build the model there, and leave its weights alone.
 
     Raises:
         RecipeError: a technique cannot work with this model, task or data.
@@ -33,11 +37,10 @@ def assemble(recipe: Recipe, dataset: Dataset, device: torch.device) -> Assembly
         seed=recipe.seed,
         device=device,
     )
-    on_meta = device.type == "meta"
     torch.manual_seed(seeds.derive(recipe.seed, "model"))
-    with device if on_meta else nullcontext():
+    with device if count_only else nullcontext():
         assembly = mount_all(plain_assembly(setting), recipe.mounts())
-    if not on_meta:
+    if not count_only:
         assembly.initialise(assembly.model.to(device), seeds.derive(recipe.seed, "initialise"))
     return assembly
 

@@ -20,18 +20,24 @@ from kingpost.files import write_atomically
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 
 
-def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step-N`` and delete all but the newest ``keep``.
+def save(folder: Path, step: int, epoch: int, state: dict[str, Any], keep: int) -> Path:
+    """Write ``folder/step-N-epoch-M`` and delete all but the newest ``keep``.
+
+    A checkpoint of the same place in the run holds the same bits, so one that is there already is left alone.
 
     Args:
         folder: of all checkpoints of a run.
         step: optimizer steps done.
+        epoch: epochs done, evaluation included.
         state: nested dicts, lists and tuples of tensors and plain values.
         keep: how many to keep, this one included.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    final, temporary = folder / f"step-{step:09d}", folder / f".step-{step:09d}.tmp"
+    final = folder / f"step-{step:09d}-epoch-{epoch:06d}"
+    if final.exists():
+        return final
+    temporary = folder / f".{final.name}.tmp"
     temporary.mkdir()
     tensors: list[Tensor] = []
     tree = _pack(state, tensors, {}, "")
@@ -41,8 +47,6 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     (temporary / MANIFEST).write_text(json.dumps({"sha256": _digest(body), "body": body}), encoding="utf-8")
     for path in (temporary / STATE, temporary / MANIFEST, temporary):
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
     temporary.rename(final)
     _sync(folder)
     for old in all_in(folder)[:-keep]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kingpost.assembly import Assembly, Batch, Loss, Step
-from kingpost.errors import NonFiniteError, RunError
+from kingpost.errors import NonFiniteError, TrainingError
 from kingpost.train.gradients.backward import clear_gradients
 
 
@@ -111,7 +111,7 @@ def take_gradient(assembly: Assembly, replica: nn.Module, batch: Batch, step: St
     Returns the loss, and the number of pieces if it was raised, else 0.
 
     Raises:
-        RunError: a single sample does not fit, or several processes share the batch.
+        TrainingError: a single sample does not fit, or several processes share the batch.
     """
     backward, raised = assembly.state["backward"], 0
     while True:
@@ -123,7 +123,7 @@ def take_gradient(assembly: Assembly, replica: nn.Module, batch: Batch, step: St
             pieces = 2 * backward.state_dict()["pieces"]
             if step.ranks > 1 or pieces >= 2 * len(batch):
                 advice = "add the technique 'accumulate'" if step.ranks > 1 else "use a smaller model"
-                raise RunError(f"step {step.index}: out of memory; {advice}") from error
+                raise TrainingError(f"step {step.index}: out of memory; {advice}") from error
             raised = pieces
             backward.load_state_dict({"pieces": pieces})
         clear_gradients(assembly.model)  # outside `except`, so that the failed pass's tensors are gone

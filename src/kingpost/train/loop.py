@@ -98,7 +98,6 @@ class Job:
     log: StepLog | None = None
     resumed_at: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
-    saved_step: int = -1
 
     @property
     def done(self) -> bool:
@@ -251,11 +250,11 @@ class Job:
         at = self.at
         at.seconds, self.resumed_at = self._seconds(), time.monotonic()
         self.saved_at = time.monotonic()
-        if self.first and (at.step, at.batch) != (self.saved_step, -1):
+        if self.first:
             assert self.log is not None
             self.log.flush()
             self.run.write_findings(self.findings)
-            checkpoint.save(self.run.folder / "checkpoints", at.step, self.state(), self.recipe.save.keep)
+            checkpoint.save(self.run.folder / "checkpoints", at.step, at.epoch, self.state(), self.recipe.save.keep)
             self.run.set_status("running", epoch=at.epoch, step=at.step, seconds=at.seconds, best=at.best)
         barrier()
 

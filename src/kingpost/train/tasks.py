@@ -9,14 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kingpost.errors import RecipeError
 from kingpost.option import checked
 from kingpost.source import DataFacts
-from kingpost.task import Task, sum_of
+from kingpost.task import Task, at_least_float32
 
 
 @checked
@@ -54,7 +53,7 @@ class Classification(Task):
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Probabilities, ``(B, C)``."""
-        return outputs.float().softmax(-1)
+        return at_least_float32(outputs).softmax(-1)
 
     def chance_loss(self, data: DataFacts) -> float | None:
         """``ln C``."""
@@ -74,7 +73,7 @@ class Regression(Task):
         if targets.ndim == 1 and outputs.ndim == 2 and outputs.shape[1] == 1:
             outputs = outputs.squeeze(1)
         _check(outputs, targets, outputs.shape)
-        return F.mse_loss(outputs.float(), targets, reduction="sum")
+        return F.mse_loss(at_least_float32(outputs), targets, reduction="sum")
 
     def items(self, targets: Tensor) -> int:
         """Samples x dimensions."""
@@ -92,7 +91,7 @@ class Regression(Task):
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Values as they are."""
-        return outputs.float()
+        return at_least_float32(outputs)
 
     def chance_loss(self, data: DataFacts) -> float | None:
         """1 where the target is standardised (the mean predictor's error is the variance)."""
@@ -130,7 +129,7 @@ class LanguageModelling(Task):
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Raw scores with the tokens on axis 1, ``(B, V, T)``."""
-        return outputs.float().transpose(1, 2)
+        return at_least_float32(outputs).transpose(1, 2)
 
     def chance_loss(self, data: DataFacts) -> float | None:
         """``ln V``."""
@@ -147,7 +146,8 @@ class MultiLabel(Task):
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, summed over samples and labels."""
         _check(outputs, targets, outputs.shape)
-        return sum_of(F.binary_cross_entropy_with_logits(outputs.float(), targets.float(), reduction="none"))
+        scores = at_least_float32(outputs)
+        return F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="sum")
 
     def items(self, targets: Tensor) -> int:
         """Samples x labels."""
@@ -166,7 +166,7 @@ class MultiLabel(Task):
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Probabilities, ``(B, L)``."""
-        return outputs.float().sigmoid()
+        return at_least_float32(outputs).sigmoid()
 
     def chance_loss(self, data: DataFacts) -> float | None:
         """``ln 2``."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from kingpost.errors import KingpostError, RecipeError, RunError
+from kingpost.errors import KingpostError, RecipeError, RunError, TrainingError
 from kingpost.files import remove_leftovers, write_atomically, write_json
 from kingpost.finding import Finding
 from kingpost.patch import Patch
@@ -54,7 +54,7 @@ def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
     recipe = _with_launched_ranks(recipe)
     ranks = parallel.launched_ranks()
     if ranks == 1 and _wanted_ranks(recipe) > 1:
-        return _launch(Run.create(recipe, root))
+        return _launch(Run.create(recipe, root), recipe)
     with parallel.process_group(recipe.layout) as device:
         folder = parallel.from_first(str(Run.create(recipe, root).folder) if parallel.is_first() else "")
         return _execute(Run(Path(folder)), recipe, device, quiet)
@@ -83,7 +83,7 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Ru
         recipe = patch.apply(recipe)
     if parallel.launched_ranks() == 1 and _wanted_ranks(recipe) > 1:
         recipe.save_to(run.folder / "recipe.yaml")
-        return _launch(run)
+        return _launch(run, recipe)
     with parallel.process_group(recipe.layout) as device:
         if parallel.is_first():
             recipe.save_to(run.folder / "recipe.yaml")
@@ -99,7 +99,7 @@ def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) ->
     rates = base_rates(optimizer)
     job = Job(run, recipe, dataset, assembly, optimizer, assembly.model, rates, display, first)
     if first:
-        _record(run, dataset, device, assembly.layout.ranks)
+        _record(run, recipe, dataset, environment.describe(device, assembly.layout.ranks))
     damaged: list[Finding] = []
     state = checkpoint.load_newest(
         run.folder / "checkpoints", device, lambda path, why: damaged.append(_damaged(path, why))
@@ -173,7 +173,7 @@ def _failures(run: Run, first: bool) -> Iterator[None]:
         raise
 
 
-def _record(run: Run, dataset: Dataset, device: torch.device, ranks: int) -> None:
+def _record(run: Run, recipe: Recipe, dataset: Dataset, described: dict[str, Any]) -> None:
     """Write what the run depends on; on resume, check that it is still the same."""
     before = run.data.get("fingerprint_sha256")
     if before and before != dataset.fingerprint:
@@ -182,7 +182,7 @@ def _record(run: Run, dataset: Dataset, device: torch.device, ranks: int) -> Non
             f"{before[:12]}); train a new run"
         )
     facts = dataset.facts
-    described: dict[str, Any] = {
+    of_data: dict[str, Any] = {
         "task": facts.task,
         "inputs": [{"shape": list(shape), "dtype": str(dtype)} for shape, dtype in facts.inputs],
         "target_shape": list(facts.target_shape),
@@ -193,11 +193,11 @@ def _record(run: Run, dataset: Dataset, device: torch.device, ranks: int) -> Non
         "fingerprint_sha256": dataset.fingerprint,
         "fitted": dict(dataset.fitted),
     }
-    write_json(run.folder / "data.json", described)
+    write_json(run.folder / "data.json", of_data)
     indices = {part: index.contiguous() for part, index in dataset.indices.items()}
     if indices:
         write_atomically(run.folder / "splits.safetensors", lambda temporary: save_file(indices, temporary))
-    write_json(run.folder / "environment.json", environment.describe(device, ranks) | {"seed": run.recipe.seed})
+    write_json(run.folder / "environment.json", described | {"seed": recipe.seed})
 
 
 def _damaged(path: Path, why: str) -> Finding:
@@ -228,12 +228,12 @@ def _with_launched_ranks(recipe: Recipe) -> Recipe:
     return recipe.patched(f"layout.data={launched}")
 
 
-def _launch(run: Run) -> Run:
-    if problems := run.recipe.not_reproducible if (run.folder / "recipe.yaml").exists() else []:
-        raise RecipeError(f"{', '.join(problems)}: an object cannot be sent to several processes", mend="use a reference")
-    code = parallel.launch(run.folder, _wanted_ranks(run.recipe))
+def _launch(run: Run, recipe: Recipe) -> Run:
+    if problems := recipe.not_reproducible:
+        raise RecipeError("an object cannot be sent to several processes", path=problems[0], mend="use kp.call(...) on what makes it")
+    code = parallel.launch(run.folder, _wanted_ranks(recipe))
     if code and run.status not in ("stopped", "failed"):
         run.set_status("failed", message=f"a process ended with exit code {code}")
     if run.status == "failed":
-        raise RunError(f"run {run.folder} failed: {run.summary.get('message', '')}")
+        raise TrainingError(f"run {run.folder} failed: {run.summary.get('message', '')}")
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +18,10 @@ def backward(model: nn.Module, objective: Objective, batch: Batch, step: Step) -
     """
     loss = objective(model, batch)
     share = step.ranks / step.items
-    roots, weights = [loss.data], [_constant(share, loss.data.dtype, loss.data.device)]
+    roots, weights = [loss.data], [_like(loss.data, share)]
     if isinstance(loss.penalty, Tensor):
         roots.append(loss.penalty)
-        weights.append(_constant(share * loss.items, loss.penalty.dtype, loss.penalty.device))
+        weights.append(_like(loss.penalty, share * loss.items))
     torch.autograd.backward(roots, weights)
     loss.data, loss.outputs = loss.data.detach(), loss.outputs.detach()
     if isinstance(loss.penalty, Tensor):
@@ -30,9 +29,8 @@ def backward(model: nn.Module, objective: Objective, batch: Batch, step: Step) -
     return loss
 
 
-@functools.lru_cache(maxsize=64)
-def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device=device)
+def _like(tensor: Tensor, value: float | Tensor) -> Tensor:
+    return torch.scalar_tensor(float(value), dtype=tensor.dtype, device=tensor.device)
 
 
 class Backward:

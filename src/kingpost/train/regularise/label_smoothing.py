@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from kingpost.assembly import Assembly, Batch, Loss, Objective, Slot
 from kingpost.option import checked
+from kingpost.task import at_least_float32
 from kingpost.technique import Technique
 
 
@@ -21,11 +23,10 @@ def smooth_labels(targets: Tensor, strength: float, classes: int) -> Tensor:
         strength: 0 leaves them as they are, 1 makes them uniform.
         classes: how many there are.
 
-    >>> import torch
     >>> smooth_labels(torch.tensor([1]), 0.2, 2)
     tensor([[0.1000, 0.9000]])
     """
-    soft = targets if targets.is_floating_point() else F.one_hot(targets, classes).float()
+    soft = targets if targets.is_floating_point() else F.one_hot(targets, classes).to(torch.get_default_dtype())
     return soft * (1 - strength) + strength / classes
 
 
@@ -38,7 +39,7 @@ def smoothed(objective: Objective, strength: float) -> Objective:
 
     def smooth(model: nn.Module, batch: Batch) -> Loss:
         loss = objective(model, batch)
-        uniform = -F.log_softmax(loss.outputs.float(), dim=-1).mean(-1)
+        uniform = -F.log_softmax(at_least_float32(loss.outputs), dim=-1).mean(-1)
         if not batch.targets.is_floating_point():
             uniform = uniform.masked_fill(batch.targets == -100, 0.0)
         loss.data = (1 - strength) * loss.data + strength * uniform.sum()

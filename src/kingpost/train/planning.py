@@ -1,0 +1,236 @@
+"""Derive a plan: mount the recipe on tensors that have shapes but no memory, and count."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils.flop_counter import FlopCounterMode
+
+from kingpost import seeds
+from kingpost.assembly import Assembly, Batch, Step
+from kingpost.foreign import Foreign
+from kingpost.plan import Figure, Plan
+from kingpost.recipe import Recipe
+from kingpost.source import Dataset, Order
+from kingpost.technique import Technique
+from kingpost.train.assemble import assemble, task_of
+from kingpost.train.gradients.accumulate import Accumulate
+from kingpost.train.gradients.backward import clear_gradients, gradients
+from kingpost.train.optimise.groups import base_rates
+from kingpost.train.parallel import process_group
+from kingpost.train.precision import BF16, FP16
+
+MEASURED_STEPS, WARM_STEPS = 12, 3
+
+
+def plan(recipe: Recipe, measure: bool = False) -> Plan:
+    """Every number that follows from a recipe, with its unit and reason; the data is read, nothing is trained.
+
+    Args:
+        recipe: what is planned.
+        measure: also time a few steps, on weights that are thrown away.
+
+    Raises:
+        RecipeError: the recipe contradicts itself, its data, or this machine.
+
+    >>> recipe = Recipe(name="digits", data="digits", model={"name": "mlp", "widths": [32]})
+    >>> plan(recipe)["parameters"]
+    2410
+    """
+    with process_group(recipe.layout) as device:
+        dataset = recipe.data.open()
+        figures = [*_data_figures(recipe, dataset), *_step_figures(recipe, dataset, device)]
+        if measure:
+            figures += _measured(recipe, dataset, device)
+    return Plan(recipe, tuple(figures))
+
+
+def _data_figures(recipe: Recipe, dataset: Dataset) -> Iterator[Figure]:
+    sizes = {part: len(split) for part, split in dataset.splits.items()}
+    train = dataset.splits["train"]
+    task = task_of(recipe, dataset)
+    yield Figure("task", task.name, "", "the recipe's" if recipe.task else "what the data is for")
+    yield Figure("training samples", sizes.pop("train"), "samples", " · ".join(f"{n:,} for {p}" for p, n in sizes.items()))
+    shapes = " and ".join(f"{'x'.join(map(str, shape)) or 'scalar'} {dtype}" for shape, dtype in dataset.facts.inputs)
+    yield Figure("input of a sample", shapes.replace("torch.", ""), "", f"source '{recipe.data.name}'")
+    chance = task.chance_loss(dataset.facts)
+    if chance is not None:
+        yield Figure("loss at chance", chance, task.unit, "a model that knows nothing starts near this")
+    steps = train.steps(recipe.batch_size)
+    yield Figure("steps per epoch", steps, "steps", f"{len(train):,} samples / {recipe.batch_size} per step, rounded up")
+
+
+def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterator[Figure]:
+    mode = FakeTensorMode()
+    with mode, torch.compiler.set_stance("force_eager"):
+        assembly = assemble(_countable(recipe, dataset, mode), dataset, device, count_only=True)
+    yield from _budget_figures(recipe, assembly)
+    yield from _batch_figures(recipe, assembly, device)
+    yield from _model_figures(recipe, assembly)
+    with mode, torch.compiler.set_stance("force_eager"):
+        batch = _fake_batch(assembly, dataset, min(recipe.batch_size, len(dataset.splits["train"])), device)
+        step = Step(index=0, seed=recipe.seed, items=assembly.setting.task.items(batch.targets))
+        with FlopCounterMode(display=False) as counter, _activation_bytes(assembly) as activations:
+            assembly.gradient(assembly.model, assembly.objective, batch, step)
+        optimizer = assembly.optimizer(assembly.model)
+        rates = base_rates(optimizer)
+        yield from _memory_figures(assembly, optimizer, activations[0])
+    yield Figure(
+        "compute per step", counter.get_total_flops(), "FLOPs", "matrix products of forward and backward, all devices, counted"
+    )
+    yield from _rate_figures(assembly, rates[0])
+
+
+def _budget_figures(recipe: Recipe, assembly: Assembly) -> Iterator[Figure]:
+    if recipe.budget.seconds is not None:
+        yield Figure("budget", recipe.budget.seconds, "seconds", "budget.seconds; steps depend on the machine")
+        return
+    reason = f"{recipe.budget.epochs} epochs" if recipe.budget.epochs else "budget.steps"
+    yield Figure("steps", assembly.setting.total_steps, "steps", reason)
+
+
+def _batch_figures(recipe: Recipe, assembly: Assembly, device: torch.device) -> Iterator[Figure]:
+    ranks = assembly.layout.ranks
+    micro = next((t.micro_batches for t in recipe.techniques if isinstance(t, Accumulate)), 1)
+    reason = f"{recipe.batch_size} / {ranks} processes / {micro} micro-batches, on {device}"
+    yield Figure("samples at once", -(-recipe.batch_size // (ranks * micro)), "samples", reason)
+
+
+def _model_figures(recipe: Recipe, assembly: Assembly) -> Iterator[Figure]:
+    trained = [p for p in assembly.model.parameters() if p.requires_grad]
+    everything = sum(p.numel() for p in assembly.model.parameters())
+    count = sum(p.numel() for p in trained)
+    frozen = f", {everything - count:,} frozen" if everything != count else ""
+    yield Figure("parameters", count, "", f"in {len(trained)} tensors of {type(assembly.model).__name__}{frozen}")
+    if recipe.initialise is None:
+        yield Figure("starting weights", "as constructed", "", "no initialiser in the recipe")
+        return
+    names = {name for name, _ in assembly.model.named_parameters()}
+    with torch.device("cpu"):
+        done = set(assembly.initialise(assembly.model, 0))
+    left = sorted(names - done)
+    note = f"not touched: {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}" if left else "all parameters"
+    yield Figure("starting weights", recipe.initialise.name, "", f"{len(done)} of {len(names)} tensors; {note}")
+
+
+def _memory_figures(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: int) -> Iterator[Figure]:
+    weights = _bytes([*assembly.model.parameters(), *assembly.model.buffers()])
+    grads = _bytes(gradients(assembly.model))
+    for group in optimizer.param_groups:  # fused kernels need real memory; the state is the same without them
+        group.update({key: False for key in ("fused", "foreach", "capturable") if key in group})
+    optimizer.step()
+    state = _bytes(value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, Tensor))
+    clear_gradients(assembly.model)
+    yield Figure("weights", weights, "bytes", "parameters and buffers")
+    yield Figure("gradients", grads, "bytes", "one number a trained weight")
+    yield Figure("optimizer state", state, "bytes", f"{type(optimizer).__name__}, after its first step")
+    yield Figure("activations", activations, "bytes", "kept for backward at once on one device, counted")
+    yield Figure("memory", weights + grads + state + activations, "bytes", "sum of these; working space comes on top")
+
+
+def _rate_figures(assembly: Assembly, rate: float) -> Iterator[Figure]:
+    total = assembly.setting.total_steps
+    factors = [assembly.schedule(step, total) for step in sorted({*range(0, total, max(1, total // 200)), total - 1})]
+    reason = f"starts at {rate * factors[0]:.3g}, ends at {rate * factors[-1]:.3g}"
+    yield Figure("peak learning rate", rate * max(factors), "", reason)
+
+
+def _measured(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterator[Figure]:
+    """Time a few real steps; the weights are thrown away."""
+    assembly = assemble(recipe, dataset, device)
+    optimizer = assembly.optimizer(assembly.model)
+    seconds: list[float] = []
+    assembly.model.train()
+    while len(seconds) < MEASURED_STEPS:
+        epoch = Order(batch_size=recipe.batch_size, shuffle=True, seed=recipe.seed)
+        for batch in dataset.splits["train"].batches(epoch):
+            started = time.perf_counter()
+            step = Step(index=len(seconds), seed=recipe.seed)
+            seeds.seed_default_generators(step.index, device)
+            batch = assembly.batch(batch.to(device), step)
+            step.items = assembly.setting.task.items(batch.targets)
+            float(assembly.gradient(assembly.model, assembly.objective, batch, step).data)
+            assembly.update(assembly.model, optimizer, step)
+            clear_gradients(assembly.model)
+            seconds.append(time.perf_counter() - started)
+            if len(seconds) == MEASURED_STEPS:
+                break
+    kept = sorted(seconds[WARM_STEPS:])
+    median = kept[len(kept) // 2]
+    spread = f"median of {len(kept)} steps, {kept[0]:.3g} to {kept[-1]:.3g}, one process"
+    yield Figure("time per step", median, "seconds", spread)
+    if recipe.budget.seconds is None:
+        total = median * assembly.setting.total_steps
+        yield Figure("training time", total, "seconds", "time per step x steps; evaluation comes on top")
+
+
+def _countable(recipe: Recipe, dataset: Dataset, mode: FakeTensorMode) -> Recipe:
+    """The recipe with what would look at values replaced by what costs the same and does not."""
+    task = copy.copy(task_of(recipe, dataset))
+    object.__setattr__(task, "items", lambda targets: targets.numel())
+    techniques: tuple[Technique, ...] = tuple(BF16() if isinstance(t, FP16) else t for t in recipe.techniques)
+    model = recipe.model
+    if isinstance(model, Foreign) and isinstance(model.target, nn.Module):
+        model = model.with_(target=_without_memory(model.target, mode))
+    return recipe.with_(task=task, techniques=techniques, model=model)
+
+
+def _without_memory(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy of a module whose tensors have shapes only; tensors that were shared still are."""
+    with unset_fake_temporarily():
+        copied = copy.deepcopy(module)
+        fakes: dict[int, nn.Parameter] = {}
+        for part in copied.modules():
+            for name, p in part._parameters.items():
+                if p is not None and id(p) not in fakes:
+                    fakes[id(p)] = nn.Parameter(mode.from_tensor(p.detach()), requires_grad=p.requires_grad)
+                part._parameters[name] = None if p is None else fakes[id(p)]
+            for name, b in part._buffers.items():
+                part._buffers[name] = None if b is None else mode.from_tensor(b)
+    return copied
+
+
+def _fake_batch(assembly: Assembly, dataset: Dataset, samples: int, device: torch.device) -> Batch:
+    facts, task = dataset.facts, assembly.setting.task.name
+    inputs = tuple(torch.zeros(samples, *shape, dtype=dtype, device=device) for shape, dtype in facts.inputs)
+    whole = task in ("classification", "language-modelling")
+    targets = torch.zeros(samples, *facts.target_shape, dtype=torch.int64 if whole else torch.float32, device=device)
+    return Batch(inputs, targets, 0, samples)
+
+
+@contextmanager
+def _activation_bytes(assembly: Assembly) -> Iterator[list[int]]:
+    """Counts the most bytes that are kept for backward at one time, weights left out."""
+    weights = {p.untyped_storage()._cdata for p in assembly.model.parameters()}
+    alive: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    most = [0]
+
+    class Kept:
+        """A tensor that backward will need; counted as long as it lives."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+            self.storage = tensor.untyped_storage()._cdata
+            if self.storage not in weights:
+                alive[self.storage] = alive.get(self.storage, 0) + 1
+                sizes[self.storage] = tensor.untyped_storage().nbytes()
+                most[0] = max(most[0], sum(sizes[s] for s, n in alive.items() if n > 0))
+
+        def __del__(self) -> None:
+            if self.storage in alive:
+                alive[self.storage] -= 1
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda held: held.tensor):
+        yield most
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
