@@ -53,9 +53,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "p10": quantile(values, 0.1), "min": min(values), "max": max(values)}
 
 
-def _ratios(
-    measurements: Sequence[Row], workload: str, base: str, mine: dict[int, float]
-) -> dict[str, float] | None:
+def _ratios(measurements: Sequence[Row], workload: str, base: str, mine: dict[int, float]) -> dict[str, float] | None:
     """Ratios within the rounds in which both were measured."""
     theirs = {
         m["round"]: m["seconds"]

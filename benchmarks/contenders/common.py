@@ -166,9 +166,7 @@ def main(
     print(json.dumps({**asdict(job), **result, "versions": _versions(libraries), "note": note}))
 
 
-def _measure(
-    train: Callable[[Job, StepClock], Trained], job: Job, *, torch_optimizer: bool
-) -> dict[str, object]:
+def _measure(train: Callable[[Job, StepClock], Trained], job: Job, *, torch_optimizer: bool) -> dict[str, object]:
     torch.set_num_threads(job.threads)
     before = mean_loss(make_net(job), job)
     clock = StepClock(job)

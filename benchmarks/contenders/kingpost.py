@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from contenders.common import Job, NotRunnableError, StepClock, Trained, main, make_data, make_net
 
 
-def run_kingpost(
-    net: nn.Module, images: Tensor, labels: Tensor, job: Job, clock: StepClock, *, equal: bool
-) -> Trained:
+def run_kingpost(net: nn.Module, images: Tensor, labels: Tensor, job: Job, clock: StepClock, *, equal: bool) -> Trained:
     """Train ``net`` with ``kp.train(recipe)`` for exactly ``job.total_steps`` optimizer steps.
 
     The clock is ticked by torch after every ``optimizer.step``; nothing has to be done about it here.

@@ -47,6 +47,4 @@ def train(job: Job, clock: StepClock) -> Trained:
 
 
 if __name__ == "__main__":
-    main(
-        train, libraries=("lightning",), note="self.log at every step; logger, checkpoints, bar, summary off"
-    )
+    main(train, libraries=("lightning",), note="self.log at every step; logger, checkpoints, bar, summary off")

@@ -69,13 +69,13 @@ if TYPE_CHECKING:
     from kingpost.option import checked as checked
     from kingpost.patch import Patch as Patch
     from kingpost.plan import Plan as Plan
-    from kingpost.train.planning import plan as plan
     from kingpost.recipe import Budget as Budget
     from kingpost.recipe import Recipe as Recipe
     from kingpost.recipe import Save as Save
     from kingpost.report.html import report as report
     from kingpost.run import Run as Run
     from kingpost.technique import Technique as Technique
+    from kingpost.train.planning import plan as plan
     from kingpost.train.predict import predict as predict
     from kingpost.verbs import resume as resume
     from kingpost.verbs import train as train

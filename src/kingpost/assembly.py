@@ -86,7 +86,7 @@ class Loss:
     """
 
     data: Tensor
-    items: int | Tensor
+    items: int
     outputs: Tensor
     penalty: Tensor | float = 0.0
     finite: bool = True
@@ -111,7 +111,7 @@ class Step:
 
     index: int
     seed: int
-    items: int | Tensor = 1
+    items: float = 1
     rank: int = 0
     ranks: int = 1
     log: dict[str, Tensor | float] = field(default_factory=dict)

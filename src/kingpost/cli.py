@@ -131,9 +131,15 @@ def _schema(args: argparse.Namespace) -> int:
 
 
 RECIPE = (("recipe",), {"help": "a YAML file, or the name of a recipe that comes with kingpost (digits)"})
-CHANGES = (("changes",), {"nargs": "*", "metavar": "key=value", "help": "overrides, such as optimizer.lr=0.01"})
+CHANGES = (
+    ("changes",),
+    {"nargs": "*", "metavar": "key=value", "help": "overrides, such as optimizer.lr=0.01"},
+)
 RUN = (("run",), {"help": "a run's folder, or its name under runs/"})
-RUNS_FOLDER = (("--runs",), {"default": "runs", "metavar": "DIR", "help": "folder of all runs (default: runs)"})
+RUNS_FOLDER = (
+    ("--runs",),
+    {"default": "runs", "metavar": "DIR", "help": "folder of all runs (default: runs)"},
+)
 QUIET = (("--quiet",), {"action": "store_true", "help": "no progress, and only errors"})
 JSON = (("--json",), {"action": "store_true", "help": "machine-readable output"})
 
@@ -230,7 +236,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if unknown:
         options = [flag for flags, _ in COMMANDS[args.command].arguments for flag in flags if flag.startswith("--")]
         raise RecipeError(
-            f"unknown option '{unknown[0]}'", mend=f"{nearest(unknown[0], options)}; see kingpost {args.command} --help"
+            f"unknown option '{unknown[0]}'",
+            mend=f"{nearest(unknown[0], options)}; see kingpost {args.command} --help",
         )
     return args
 

@@ -38,7 +38,11 @@ class Finding:
     def to_value(self) -> dict[str, Any]:
         """As plain values for JSON; :meth:`from_value` is the inverse."""
         remedy = self.remedy.to_value() if self.remedy else None
-        return {**{k: v for k, v in vars(self).items() if k != "remedy"}, "evidence": dict(self.evidence), "remedy": remedy}
+        return {
+            **{k: v for k, v in vars(self).items() if k != "remedy"},
+            "evidence": dict(self.evidence),
+            "remedy": remedy,
+        }
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any]) -> Finding:

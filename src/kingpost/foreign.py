@@ -129,7 +129,8 @@ def call(target: Any, **arguments: Any) -> dict[str, Any]:
     reference = _reference_to(target)
     if not reference:
         raise RecipeError(
-            f"{_describe(target)} cannot be imported by name", mend="define it in a module, or pass the object itself"
+            f"{_describe(target)} cannot be imported by name",
+            mend="define it in a module, or pass the object itself",
         )
     return {NAME: reference, **arguments}
 

@@ -85,8 +85,8 @@ def checked(cls: C) -> C:
     construct: Callable[..., None] = made.__init__
 
     @functools.wraps(construct)
-    def __init__(self: Option, **values: Any) -> None:
-        kinds = _kinds(type(self))
+    def __init__(self: Option, **values: Any) -> None:  # noqa: N807
+        kinds = _kinds(cast(Any, type(self)))
         ready = {key: _coerced(kinds.get(key), value, key) for key, value in values.items()}
         try:
             construct(self, **ready)
@@ -172,7 +172,10 @@ def _kinds(cls: type) -> dict[str, Kind | type[Option]]:
     """What each field is made from: a kind of the catalogue, or a section; other fields are left out."""
     hints = typing.get_type_hints(cls, include_extras=True)
     marked: dict[str, Kind | type[Option]] = {
-        name: mark for name, hint in hints.items() for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Kind)
+        name: mark
+        for name, hint in hints.items()
+        for mark in getattr(hint, "__metadata__", ())
+        if isinstance(mark, Kind)
     }
     sections = {name: section for name in field_names(cls) if (section := section_type(cls, name))}
     return marked | sections

@@ -40,7 +40,9 @@ class Budget(Option):
         if len(given) != 1:
             raise RecipeError(
                 f"exactly one of epochs, steps, seconds must be given, got {' and '.join(given) or 'none'}",
-                mend=f"set the others to null: {' '.join(f'budget.{name}=null' for name in given[1:])}" if given else "",
+                mend=f"set the others to null: {' '.join(f'budget.{name}=null' for name in given[1:])}"
+                if given
+                else "",
             )
 
 
@@ -74,7 +76,7 @@ class Recipe(Option):
     True
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # type: ignore[assignment]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run's folder: letters, digits, dot, dash and underscore."""
     data: Annotated[Source, Kind("data")]
     """Where the samples come from."""
@@ -150,7 +152,9 @@ class Recipe(Option):
         try:
             return cls.from_value({str(key): item for key, item in value.items()})
         except RecipeError as error:
-            raise type(error)(error.problem, path=": ".join(filter(None, (where, error.path))), mend=error.mend) from error
+            raise type(error)(
+                error.problem, path=": ".join(filter(None, (where, error.path))), mend=error.mend
+            ) from error
 
     def to_yaml(self) -> str:
         """Every key with its value, defaults included, so that a later version reads the same run."""

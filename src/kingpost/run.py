@@ -24,10 +24,10 @@ RUNS = "runs"
 class Run:
     """A run folder, read when asked.
 
-    What it holds: ``recipe.yaml`` (every key), ``environment.json``, ``data.json`` and ``splits.safetensors`` (how the data was
-    divided and scaled), ``results.csv`` (one row an epoch), ``steps.csv`` (one row a step), ``findings.json``, ``run.json``
-    (status and final figures), ``weights/best.safetensors`` and ``weights/last.safetensors``, ``checkpoints/``, ``judged.safetensors``
-    (predictions behind the report) and ``report.html``.
+    It holds ``recipe.yaml`` (every key), ``environment.json``, ``data.json`` and ``splits.safetensors`` (how the data
+    was divided and scaled), ``results.csv`` (one row an epoch), ``steps.csv`` (one row a step), ``findings.json``,
+    ``run.json`` (status and final figures), ``weights/best.safetensors`` and ``weights/last.safetensors``,
+    ``checkpoints/``, ``judged.safetensors`` (predictions behind the report) and ``report.html``.
     """
 
     folder: Path
@@ -150,9 +150,7 @@ class Run:
             lines.append(f"message    {message}")
         if "step" in summary:
             lines.append(f"position   epoch {summary['epoch']}, step {summary['step']}, {summary['seconds']:.1f} s")
-        for part in ("best", "test"):
-            if figures := summary.get(part):
-                lines.append(f"{part:<10} " + ", ".join(f"{key} {value:.6g}" for key, value in figures.items()))
+        lines += [f"{part:<10} {_figures(summary[part])}" for part in ("best", "test") if summary.get(part)]
         lines += [f"finding    {str(finding).splitlines()[0]}" for finding in self.findings[:8]]
         if (self.folder / "report.html").exists():
             lines.append(f"report     {self.folder / 'report.html'}")
@@ -182,3 +180,7 @@ def _number(cell: str) -> float | int:
 
 def _text(value: float | int | None) -> str:
     return "" if value is None else repr(value)
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:.6g}" for key, value in figures.items())

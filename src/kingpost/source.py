@@ -93,11 +93,7 @@ class Order:
 
     def indices(self, samples: int) -> Tensor:
         """All sample indices of the pass, ``(samples,)`` int64."""
-        return (
-            torch.randperm(samples, generator=self.generator("order"))
-            if self.shuffle
-            else torch.arange(samples)
-        )
+        return torch.randperm(samples, generator=self.generator("order")) if self.shuffle else torch.arange(samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,15 +153,12 @@ def original_units(values: Tensor, fitted: Mapping[str, Any]) -> Tensor:
     if "target" not in fitted:
         return values
     mean, std = (
-        torch.tensor(fitted["target"][key], dtype=values.dtype, device=values.device)
-        for key in ("mean", "std")
+        torch.tensor(fitted["target"][key], dtype=values.dtype, device=values.device) for key in ("mean", "std")
     )
     return values * std + mean
 
 
-def held_out(
-    samples: int, fraction: float, seed: int, groups: np.ndarray | None = None
-) -> tuple[Tensor, Tensor]:
+def held_out(samples: int, fraction: float, seed: int, groups: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
     """Indices kept and held out, both sorted; with ``groups``, the same fraction of each.
 
     Args:
@@ -179,9 +172,7 @@ def held_out(
     (8, 2, True)
     """
     rng = np.random.default_rng(seeds.derive(seed, "split"))
-    labels = (
-        np.zeros(samples, dtype=np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
-    )
+    labels = np.zeros(samples, dtype=np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
     out = np.zeros(samples, dtype=bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))

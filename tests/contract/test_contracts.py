@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+
 from contract.subjects import (
     STEPS,
     differences,
@@ -27,7 +28,6 @@ from contract.subjects import (
     subjects,
     without_times,
 )
-
 from kingpost.assembly import Assembly, Slot
 from kingpost.recipe import Recipe
 from kingpost.run import Run
@@ -66,7 +66,14 @@ def on_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One torchrun session that trains all subjects; returns the folder of their runs."""
     folder = tmp_path_factory.mktemp("pair")
     script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(script),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]

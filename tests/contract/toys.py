@@ -27,7 +27,10 @@ class Toy(Source):
             tokens = torch.randint(0, VOCABULARY, (SAMPLES, CONTEXT + 1), generator=draw)
             whole = TensorSplit((tokens[:, :-1].contiguous(),), tokens[:, 1:].contiguous())
             facts = DataFacts(
-                task=self.task, inputs=(((CONTEXT,), torch.int64),), target_shape=(CONTEXT,), vocabulary=VOCABULARY
+                task=self.task,
+                inputs=(((CONTEXT,), torch.int64),),
+                target_shape=(CONTEXT,),
+                vocabulary=VOCABULARY,
             )
         else:
             images = torch.randn(SAMPLES, 1, 8, 8, generator=draw, dtype=torch.float64).to(dtype)
@@ -46,5 +49,8 @@ class Toy(Source):
             )
         parts = {"train": torch.arange(24), "validation": torch.arange(24, SAMPLES)}
         return Dataset(
-            facts=facts, splits={part: whole.subset(index) for part, index in parts.items()}, fingerprint="toy", indices=parts
+            facts=facts,
+            splits={part: whole.subset(index) for part, index in parts.items()},
+            fingerprint="toy",
+            indices=parts,
         )

@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from contract.subjects import dtype_of, make, recipe_with, subjects
 
+from contract.subjects import dtype_of, make, recipe_with, subjects
 from kingpost.train.parallel import DataParallel, process_group
 from kingpost.train.train import train
 

@@ -77,17 +77,13 @@ def test_arrays_scale_by_the_training_part_only():
     expected = StandardScaler().fit(x[kept])
     np.testing.assert_allclose(opened.fitted["inputs"][0]["mean"], expected.mean_, rtol=1e-6)  # from float32
     for part, index in opened.indices.items():
-        np.testing.assert_allclose(
-            opened.splits[part].inputs[0].numpy(), expected.transform(x[index]), atol=1e-4
-        )
+        np.testing.assert_allclose(opened.splits[part].inputs[0].numpy(), expected.transform(x[index]), atol=1e-4)
         np.testing.assert_array_equal(opened.splits[part].targets.numpy(), y[index])
 
 
 def test_explicit_parts_are_used_as_they_are():
     x = torch.arange(12.0).reshape(6, 2)
-    opened = Arrays(
-        inputs=x, targets=torch.tensor([0, 1] * 3), validation=(x + 1, torch.ones(6).long())
-    ).open()
+    opened = Arrays(inputs=x, targets=torch.tensor([0, 1] * 3), validation=(x + 1, torch.ones(6).long())).open()
     assert opened.splits["validation"].inputs[0].equal(x + 1)
     assert len(opened.splits["train"]) == 6 and "test" not in opened.splits and not opened.indices
 
@@ -162,9 +158,7 @@ def test_npz_images_become_channels_first_and_standardised(tmp_path):
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (50, 6, 5, 3), dtype=np.uint8), np.arange(50) % 5
     np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels, x_test=pixels[:7], y_test=labels[:7])
-    source = Npz(
-        path=tmp_path / "a.npz", channels="last", test_inputs="x_test", test_targets="y_test", validation=0.2
-    )
+    source = Npz(path=tmp_path / "a.npz", channels="last", test_inputs="x_test", test_targets="y_test", validation=0.2)
     opened = source.open()
     train = pixels[opened.indices["train"].numpy()] / 255
     expected = (pixels[:7] / 255 - train.mean((0, 1, 2))) / train.std((0, 1, 2))

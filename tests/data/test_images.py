@@ -37,9 +37,7 @@ def test_idx_is_read_and_scaled_by_the_training_part_only(tmp_path, zipped):
     mean, std = pixels[kept].mean(), pixels[kept].std()
     for part in ("train", "validation"):
         index = opened.indices[part].numpy()
-        np.testing.assert_allclose(
-            opened.splits[part].inputs[0][:, 0], (pixels[index] - mean) / std, atol=1e-5
-        )
+        np.testing.assert_allclose(opened.splits[part].inputs[0][:, 0], (pixels[index] - mean) / std, atol=1e-5)
         np.testing.assert_array_equal(opened.splits[part].targets, labels[index])
     assert {part: len(split) for part, split in opened.splits.items()} == {
         "train": 48,

@@ -47,16 +47,13 @@ REFERENCE = "torch.utils.data:DataLoader"  # importable, and returns a loader
 def batches(loader, **order):
     split = Loaders(train=loader).open().splits["train"]
     return list(
-        split.batches(
-            Order(**{"batch_size": loader.batch_size, "shuffle": True, "seed": 5, "epoch": 2} | order)
-        )
+        split.batches(Order(**{"batch_size": loader.batch_size, "shuffle": True, "seed": 5, "epoch": 2} | order))
     )
 
 
 def same(first, second):
     return len(first) == len(second) and all(
-        a.inputs[0].equal(b.inputs[0]) and a.targets.equal(b.targets)
-        for a, b in zip(first, second, strict=True)
+        a.inputs[0].equal(b.inputs[0]) and a.targets.equal(b.targets) for a, b in zip(first, second, strict=True)
     )
 
 
@@ -100,9 +97,7 @@ def test_training_draws_do_not_change_what_is_loaded():
 
 
 def test_facts_from_loaders():
-    opened = Loaders(
-        train=DataLoader(samples(), batch_size=8, drop_last=True), validation=make_loaders()[1]
-    ).open()
+    opened = Loaders(train=DataLoader(samples(), batch_size=8, drop_last=True), validation=make_loaders()[1]).open()
     assert opened.facts.classes == ("0", "1", "2", "3") and opened.facts.inputs == (((2,), torch.float32),)
     assert len(opened.splits["train"]) == 16 and opened.splits["train"].steps(99) == 2
     assert len(Loaders(train=DataLoader(samples(), batch_size=8), classes=9).open().facts.classes) == 9
@@ -137,9 +132,7 @@ def test_a_reference_makes_the_recipe_reproducible():
 def test_objects_are_not_reproducible():
     recipe = Recipe(name="a", data=make_loaders()[0], model="mlp")
     assert recipe.not_reproducible == ["data"]
-    with pytest.raises(
-        RecipeError, match=r"object \(data from an object of type DataLoader\) that no file can hold"
-    ):
+    with pytest.raises(RecipeError, match=r"object \(data from an object of type DataLoader\) that no file can hold"):
         Recipe.from_yaml(recipe.to_yaml())
     assert isinstance(choose("data", lambda: make_loaders()), Loaders)
     with pytest.raises(RecipeError, match="either a loader or a function that makes it"):

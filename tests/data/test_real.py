@@ -40,9 +40,7 @@ def test_nsl_kdd():
     dataset, rows = opened(KDD)
     assert rows["train"] + rows["validation"] == 25192 and rows["test"] == 22544
     normal = [int(dataset.splits[part].targets.sum()) for part in ("train", "validation", "test")]
-    assert (
-        normal[0] + normal[1] == 13449 and normal[2] == 9711 and dataset.facts.classes == ("attack", "normal")
-    )
+    assert normal[0] + normal[1] == 13449 and normal[2] == 9711 and dataset.facts.classes == ("attack", "normal")
 
 
 def test_california_housing():
@@ -70,10 +68,7 @@ def test_cifar():
              "test_inputs": "x_test", "test_targets": "y_test"}  # fmt: skip
     dataset, rows = opened(value)
     assert rows == {"train": 2700, "validation": 300, "test": 1000}
-    assert (
-        dataset.facts.inputs == (((3, 32, 32), torch.float32),)
-        and len(dataset.fitted["inputs"][0]["mean"]) == 3
-    )
+    assert dataset.facts.inputs == (((3, 32, 32), torch.float32),) and len(dataset.fitted["inputs"][0]["mean"]) == 3
 
 
 def test_tiny_shakespeare():
@@ -88,8 +83,6 @@ def test_multi30k():
         "validation": "test_2016_flickr",
         "test": "test_2017_flickr",
     }  # small ones, to be quick
-    files = {
-        part: [f"multi30k/{name}.{language}.gz" for language in ("en", "de")] for part, name in parts.items()
-    }
+    files = {part: [f"multi30k/{name}.{language}.gz" for language in ("en", "de")] for part, name in parts.items()}
     _, rows = opened({"name": "sentence-pairs", "vocabulary": 1000, **files})
     assert rows == {"train": 1014, "validation": 1000, "test": 1000}

@@ -30,8 +30,7 @@ def batches(split, **order):
 
 def same(first, second):
     return len(first) == len(second) and all(
-        a.targets.equal(b.targets) and a.inputs[0].equal(b.inputs[0])
-        for a, b in zip(first, second, strict=True)
+        a.targets.equal(b.targets) and a.inputs[0].equal(b.inputs[0]) for a, b in zip(first, second, strict=True)
     )
 
 

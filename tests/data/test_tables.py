@@ -71,11 +71,7 @@ def test_nothing_is_learned_from_rows_that_are_held_out(frame, tmp_path):
     changed.loc[out, "city"] = "Atlantis"
     changed.to_csv(tmp_path / "a.csv", index=False)
     other = source.open()
-    assert (
-        other.fitted == opened.fitted
-        and other.facts == opened.facts
-        and other.fingerprint != opened.fingerprint
-    )
+    assert other.fitted == opened.fitted and other.facts == opened.facts and other.fingerprint != opened.fingerprint
     assert other.splits["train"].inputs[0].equal(opened.splits["train"].inputs[0])
     column = opened.facts.features.index("city=<other>")
     assert other.splits["test"].inputs[0][:, column].eq(1).all()
@@ -96,9 +92,7 @@ def test_codes_for_embeddings(frame, path):
     assert opened.facts.features == ("age", "income", "income is missing", "price", "city", "job")
     names = ["Bonn", "Köln", "Trier"]
     codes = opened.splits["validation"].inputs[1][:, 0]
-    assert [names[code] for code in codes] == frame["city"].iloc[
-        opened.indices["validation"].numpy()
-    ].tolist()
+    assert [names[code] for code in codes] == frame["city"].iloc[opened.indices["validation"].numpy()].tolist()
 
 
 def test_parquet_gives_the_same_as_csv(frame, path, tmp_path):
@@ -117,22 +111,14 @@ def test_new_rows_are_prepared_like_the_training_rows(frame, path, tmp_path):
     rows = frame.iloc[index].assign(extra=1)
     rows.to_csv(tmp_path / "new.csv", index=False)
     new = source.read(tmp_path / "new.csv", json.loads(json.dumps(opened.fitted)), opened.facts)
-    assert new.inputs[0].equal(opened.splits["test"].inputs[0]) and new.targets.equal(
-        opened.splits["test"].targets
-    )
+    assert new.inputs[0].equal(opened.splits["test"].inputs[0]) and new.targets.equal(opened.splits["test"].targets)
     rows.drop(columns="bought").to_csv(tmp_path / "blind.csv", index=False)
     blind = source.read(tmp_path / "blind.csv", opened.fitted, opened.facts)
-    assert (
-        blind.inputs[0].equal(new.inputs[0])
-        and blind.targets.dtype == torch.int64
-        and not blind.targets.any()
-    )
+    assert blind.inputs[0].equal(new.inputs[0]) and blind.targets.dtype == torch.int64 and not blind.targets.any()
 
 
 def test_labels_of_another_spelling(tmp_path):
-    (tmp_path / "train.csv").write_text(
-        "x, y\n" + "".join(f"{n}, {'a' if n % 2 else 'b'}\n" for n in range(40))
-    )
+    (tmp_path / "train.csv").write_text("x, y\n" + "".join(f"{n}, {'a' if n % 2 else 'b'}\n" for n in range(40)))
     (tmp_path / "test.csv").write_text("x, y\n1, a.\n2, b.\n?, c.\n")
     values = {
         "train": tmp_path / "train.csv",
@@ -144,9 +130,7 @@ def test_labels_of_another_spelling(tmp_path):
     opened = source.open()
     assert opened.facts.classes == ("bad", "good") and opened.splits["test"].targets.tolist() == [1, 0, 0]
     assert choose("data", {"name": "table", **source.to_value()}) == source
-    with pytest.raises(
-        DataError, match=r"test: 1 classes are not in the training part, first 'c' \(it has: a, b\)"
-    ):
+    with pytest.raises(DataError, match=r"test: 1 classes are not in the training part, first 'c' \(it has: a, b\)"):
         Table(**values, strip_target=".", na_values=["?"]).open()
 
 

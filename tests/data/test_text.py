@@ -53,23 +53,17 @@ def test_resume_is_the_tail_of_the_whole_pass():
     split = TextSplit(torch.arange(1000), 10, phased=True)
     order = {"batch_size": 16, "shuffle": True, "seed": 1, "epoch": 3}
     whole, tail = list(split.batches(Order(**order))), list(split.batches(Order(**order, start=3)))
-    assert (
-        all(a.inputs[0].equal(b.inputs[0]) for a, b in zip(whole[3:], tail, strict=True)) and len(tail) == 4
-    )
+    assert all(a.inputs[0].equal(b.inputs[0]) for a, b in zip(whole[3:], tail, strict=True)) and len(tail) == 4
 
 
 def test_parts_follow_one_another_without_overlap(tmp_path):
     (tmp_path / "a.txt").write_text(PROSE[:1000])
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(PROSE[1000:].encode()))
-    source = Text(
-        path=[str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")], context=8, validation=0.2, test=0.1
-    )
+    source = Text(path=[str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")], context=8, validation=0.2, test=0.1)
     opened = source.open()
     parts = {part: tokens.decode(split.text, opened.fitted) for part, split in opened.splits.items()}
     assert "".join(parts[part] for part in ("train", "validation", "test")) == PROSE
-    assert len(parts["train"]) == int(len(PROSE) * 0.7) and len(parts["test"]) == len(PROSE) - int(
-        len(PROSE) * 0.9
-    )
+    assert len(parts["train"]) == int(len(PROSE) * 0.7) and len(parts["test"]) == len(PROSE) - int(len(PROSE) * 0.9)
     assert opened.facts.vocabulary == len(set(PROSE)) and opened.facts.inputs == (((8,), torch.int64),)
     assert choose("data", {"name": "text", **source.to_value()}) == source
 
@@ -78,9 +72,7 @@ def test_the_vocabulary_knows_the_training_part_only(tmp_path):
     (tmp_path / "a.txt").write_text("abab" * 20)
     (tmp_path / "b.txt").write_text("abxyabxy")
     values = {"path": tmp_path / "a.txt", "validation": str(tmp_path / "b.txt"), "context": 2}
-    with pytest.raises(
-        DataError, match=r"validation: 4 characters are not in the training text \('x', 'y'\)"
-    ):
+    with pytest.raises(DataError, match=r"validation: 4 characters are not in the training text \('x', 'y'\)"):
         Text(**values).open()
     opened = Text(**values, unknown="token").open()
     assert opened.fitted == {
@@ -110,9 +102,7 @@ def test_byte_pairs_encode_everything_and_back(tmp_path):
     (tmp_path / "new.txt").write_text("the roof carries the king post")
     new = source.read(tmp_path / "new.txt", opened.fitted, opened.facts)
     assert tokens.decode(new.text, opened.fitted) == "the roof carries the king post"
-    with pytest.raises(
-        DataError, match=r"the training text gives \d+ tokens, not 5000; set data.vocabulary=\d+"
-    ):
+    with pytest.raises(DataError, match=r"the training text gives \d+ tokens, not 5000; set data.vocabulary=\d+"):
         source.with_(vocabulary=5000).open()
 
 
@@ -128,12 +118,8 @@ def test_texts_that_do_not_fit_are_refused(tmp_path):
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_sentence_pairs(tmp_path, shared):
-    english = [
-        f"the {word} number {n} stands" for n, word in enumerate(["house", "roof", "beam", "post"] * 10)
-    ]
-    german = [
-        f"{word} Nummer {n} steht da" for n, word in enumerate(["Haus", "Dach", "Balken", "Pfosten"] * 10)
-    ]
+    english = [f"the {word} number {n} stands" for n, word in enumerate(["house", "roof", "beam", "post"] * 10)]
+    german = [f"{word} Nummer {n} steht da" for n, word in enumerate(["Haus", "Dach", "Balken", "Pfosten"] * 10)]
     (tmp_path / "en").write_text("\n".join(english) + "\n")
     (tmp_path / "de").write_text("\n".join(german))
     source = SentencePairs(

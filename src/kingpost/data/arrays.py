@@ -82,12 +82,8 @@ class Arrays(Source):
 
     def to_value(self) -> dict[str, Any]:
         """A description, since the arrays themselves do not belong in a recipe."""
-        shapes = [
-            tuple(np.shape(x)) for x in (self.inputs if isinstance(self.inputs, tuple) else (self.inputs,))
-        ]
-        return {
-            "what": f"arrays, inputs {', '.join(map(str, shapes))}, targets {tuple(np.shape(self.targets))}"
-        }
+        shapes = [tuple(np.shape(x)) for x in (self.inputs if isinstance(self.inputs, tuple) else (self.inputs,))]
+        return {"what": f"arrays, inputs {', '.join(map(str, shapes))}, targets {tuple(np.shape(self.targets))}"}
 
     def open(self) -> Dataset:
         """Divide the arrays, and scale them if that is wanted."""
@@ -139,9 +135,7 @@ class Npz(Source):
     def __post_init__(self) -> None:
         for part in ("validation", "test"):
             if bool(getattr(self, f"{part}_inputs")) != bool(getattr(self, f"{part}_targets")):
-                raise RecipeError(
-                    f"{part}_inputs and {part}_targets belong together", path=part, mend="give both keys"
-                )
+                raise RecipeError(f"{part}_inputs and {part}_targets belong together", path=part, mend="give both keys")
 
     def open(self) -> Dataset:
         """Read the arrays, divide and scale them."""
@@ -166,24 +160,17 @@ class Npz(Source):
         inputs = self._inputs(arrays, self.inputs, path)
         for x, (shape, _) in zip(inputs, facts.inputs, strict=True):
             if tuple(x.shape[1:]) != shape:
-                raise DataError(
-                    f"{path}: samples of shape {tuple(x.shape[1:])}, the model was trained on {shape}"
-                )
+                raise DataError(f"{path}: samples of shape {tuple(x.shape[1:])}, the model was trained on {shape}")
         if self.targets in arrays:
             targets = as_targets(arrays[self.targets], facts.task, self.targets)[0]  # type: ignore[arg-type]
         else:
             whole = facts.task in ("classification", "language-modelling")
-            targets = torch.zeros(
-                len(inputs[0]), *facts.target_shape, dtype=torch.int64 if whole else torch.float32
-            )
+            targets = torch.zeros(len(inputs[0]), *facts.target_shape, dtype=torch.int64 if whole else torch.float32)
         return TensorSplit(*_scaled((inputs, targets), fitted))
 
-    def _inputs(
-        self, arrays: Mapping[str, np.ndarray], keys: tuple[str, ...], file: Path
-    ) -> tuple[Tensor, ...]:
+    def _inputs(self, arrays: Mapping[str, np.ndarray], keys: tuple[str, ...], file: Path) -> tuple[Tensor, ...]:
         return tuple(
-            self._channels_first(x)
-            for x in as_tensors(tuple(_key(arrays, key, file) for key in keys), "inputs")
+            self._channels_first(x) for x in as_tensors(tuple(_key(arrays, key, file) for key in keys), "inputs")
         )
 
     def _channels_first(self, x: Tensor) -> Tensor:
@@ -241,9 +228,7 @@ def load_npz(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as opened:
             return {key: opened[key] for key in opened.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{file}: not an .npz file of plain arrays ({error}); write it with numpy.savez"
-        ) from error
+        raise DataError(f"{file}: not an .npz file of plain arrays ({error}); write it with numpy.savez") from error
 
 
 def _key(arrays: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarray:

@@ -93,7 +93,7 @@ class Bundled(Source):
         )
 
 
-def _load(loader: str) -> Any:  # noqa: ANN401 - scikit-learn's Bunch
+def _load(loader: str) -> Any:
     try:
         from sklearn import datasets
     except ImportError as error:

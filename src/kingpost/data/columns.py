@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 MISSING = "<missing>"
 OTHER = "<other>"
-NEARLY_ALL = (
-    0.9  # so many numbers in a column of texts, and the rest is most likely a marker for missing values
-)
+NEARLY_ALL = 0.9  # so many numbers in a column of texts, and the rest is most likely a marker for missing values
 
 Encoding = Literal["one-hot", "codes"]
 Column = Mapping[str, Any]
@@ -60,9 +58,7 @@ def fit_column(name: str, values: pd.Series, as_category: bool, max_categories: 
     filled = np.where(values.isna(), median, to_numbers(values))
     scale = scaling.fit(torch.from_numpy(filled))
     missing = len(present) < len(values)
-    return {"name": name, "kind": "number", "median": median, "missing": missing} | {
-        k: v[0] for k, v in scale.items()
-    }
+    return {"name": name, "kind": "number", "median": median, "missing": missing} | {k: v[0] for k, v in scale.items()}
 
 
 def _fit_category(
@@ -75,9 +71,7 @@ def _fit_category(
         if 0 < len(odd) < (1 - NEARLY_ALL) * len(present):
             marker = odd.iloc[0]
             hint = f"if '{marker}' marks a missing value, data.na_values+='{marker}', else {hint}"
-        raise DataError(
-            f"column '{name}' holds {len(categories)} different texts, more than {max_categories}; {hint}"
-        )
+        raise DataError(f"column '{name}' holds {len(categories)} different texts, more than {max_categories}; {hint}")
     return {"name": name, "kind": "category", "categories": [*categories, MISSING] if missing else categories}
 
 
@@ -97,18 +91,14 @@ def encode_columns(
         if column["kind"] == "left-out":
             continue
         if column["name"] not in frame:
-            raise DataError(
-                f"{where}: no column '{column['name']}'; it has: {', '.join(map(str, frame.columns))}"
-            )
+            raise DataError(f"{where}: no column '{column['name']}'; it has: {', '.join(map(str, frame.columns))}")
         values = cast("pd.Series", frame[column["name"]])
         if column["kind"] == "number":
             numbers += _encode_numbers(values, column, where)
         elif encoding == "codes":
             codes.append(_codes(values, column))
         else:
-            numbers.append(
-                torch.nn.functional.one_hot(_codes(values, column), len(column["categories"]) + 1).float()
-            )
+            numbers.append(torch.nn.functional.one_hot(_codes(values, column), len(column["categories"]) + 1).float())
     groups = ([torch.cat([x.view(len(frame), -1) for x in numbers], 1)] if numbers else []) + (
         [torch.stack(codes, 1)] if codes else []
     )
@@ -160,7 +150,5 @@ def _codes(values: pd.Series, column: Column) -> Tensor:
     import pandas as pd
 
     texts = values.astype(object).where(values.notna(), MISSING).astype(str)
-    codes = torch.tensor(
-        pd.Index(column["categories"], dtype=object).get_indexer(pd.Index(texts, dtype=object))
-    )
+    codes = torch.tensor(pd.Index(column["categories"], dtype=object).get_indexer(pd.Index(texts, dtype=object)))
     return torch.where(codes < 0, len(column["categories"]), codes).long()

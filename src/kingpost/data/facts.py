@@ -29,13 +29,9 @@ def as_tensors(given: object, where: str) -> tuple[Tensor, ...]:
 
 def _as_tensor(given: object, where: str) -> Tensor:
     if not isinstance(given, Tensor | np.ndarray):
-        raise DataError(
-            f"{where}: expected a numpy array or a tensor, got {type(given).__name__}; use numpy.asarray"
-        )
+        raise DataError(f"{where}: expected a numpy array or a tensor, got {type(given).__name__}; use numpy.asarray")
     if isinstance(given, np.ndarray) and given.dtype.kind not in "fiub":
-        raise DataError(
-            f"{where}: expected numbers, got dtype {given.dtype}; turn the values into numbers first"
-        )
+        raise DataError(f"{where}: expected numbers, got dtype {given.dtype}; turn the values into numbers first")
     tensor = (
         given.detach().cpu()
         if isinstance(given, Tensor)
@@ -63,15 +59,11 @@ def as_targets(given: object, task: TaskName | None, where: str) -> tuple[Tensor
     if task in ("regression", "multi-label"):
         return tensor.float(), task
     if tensor.is_floating_point():
-        raise DataError(
-            f"{where}: {task} needs whole numbers, got {tensor.dtype}; use .long(), or task=regression"
-        )
+        raise DataError(f"{where}: {task} needs whole numbers, got {tensor.dtype}; use .long(), or task=regression")
     return tensor, task
 
 
-def facts_of(
-    task: TaskName, inputs: Sequence[Tensor], targets: Tensor, classes: Sequence[str] = ()
-) -> DataFacts:
+def facts_of(task: TaskName, inputs: Sequence[Tensor], targets: Tensor, classes: Sequence[str] = ()) -> DataFacts:
     """The facts of samples held as tensors.
 
     Args:

@@ -31,9 +31,7 @@ def read_idx(path: Path, axes: int, checksums: Mapping[str, str] | None = None) 
     """
     raw = read_bytes(path, checksums)
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in DTYPES:
-        raise DataError(
-            f"{path}: starts with {raw[:4].hex() or 'nothing'}, expected an IDX header such as 00000803"
-        )
+        raise DataError(f"{path}: starts with {raw[:4].hex() or 'nothing'}, expected an IDX header such as 00000803")
     if raw[3] != axes:
         raise DataError(f"{path}: {raw[3]} axes, expected {axes}; are images and labels exchanged?")
     dtype, start = np.dtype(DTYPES[raw[2]]), 4 + 4 * axes

@@ -23,9 +23,7 @@ from kingpost.errors import DataError, MissingExtraError, RecipeError
 from kingpost.option import checked
 from kingpost.source import DataFacts, Dataset, Source, Split, existing_file, fingerprint
 
-MEMORY_BYTES = (
-    2**30
-)  # image folders up to 1 GiB as float32 are held in memory unless the recipe says otherwise
+MEMORY_BYTES = 2**30  # image folders up to 1 GiB as float32 are held in memory unless the recipe says otherwise
 SAMPLE = 2000  # images from which a folder's mean and deviation are taken
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -75,17 +73,10 @@ class Idx(Source):
         fitted = {"inputs": [scaling.fit(samples["train"][0])]}
         classes = self.classes or class_numbers(part for _, part in raw.values())
         if (greatest := max(int(part.max()) for _, part in raw.values())) >= len(classes):
-            raise DataError(
-                f"{folder}: label {greatest}, but only {len(classes)} classes are named in data.classes"
-            )
+            raise DataError(f"{folder}: label {greatest}, but only {len(classes)} classes are named in data.classes")
         return Dataset(
-            facts=DataFacts(
-                task="classification", inputs=((tuple(images.shape[1:]), torch.float32),), classes=classes
-            ),
-            splits={
-                part: TensorSplit((scaling.apply(x, fitted["inputs"][0]),), y)
-                for part, (x, y) in samples.items()
-            },
+            facts=DataFacts(task="classification", inputs=((tuple(images.shape[1:]), torch.float32),), classes=classes),
+            splits={part: TensorSplit((scaling.apply(x, fitted["inputs"][0]),), y) for part, (x, y) in samples.items()},
             fingerprint=fingerprint(tensor.numpy() for pair in raw.values() for tensor in pair),
             fitted=fitted,
             indices=indices if len(indices) > 1 else {},
@@ -95,12 +86,8 @@ class Idx(Source):
         """The images of another IDX file; there are no labels, so targets are 0."""
         images = torch.from_numpy(read_idx(path, axes=3))[:, None]
         if tuple(images.shape[1:]) != facts.inputs[0][0]:
-            raise DataError(
-                f"{path}: images {tuple(images.shape[1:])}, the model was trained on {facts.inputs[0][0]}"
-            )
-        return TensorSplit(
-            (scaling.apply(images, fitted["inputs"][0]),), torch.zeros(len(images), dtype=torch.int64)
-        )
+            raise DataError(f"{path}: images {tuple(images.shape[1:])}, the model was trained on {facts.inputs[0][0]}")
+        return TensorSplit((scaling.apply(images, fitted["inputs"][0]),), torch.zeros(len(images), dtype=torch.int64))
 
     def _pair(self, folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
         x = torch.from_numpy(read_idx(_plain_or_gz(folder, images), 3, self.checksums))[:, None]
@@ -114,9 +101,7 @@ def _plain_or_gz(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             return path
-    raise DataError(
-        f"{folder}: neither '{name}' nor '{name}.gz' is there; name the files in data.train_images etc."
-    )
+    raise DataError(f"{folder}: neither '{name}' nor '{name}.gz' is there; name the files in data.train_images etc.")
 
 
 @checked
@@ -151,9 +136,7 @@ class ImageFolder(Source):
         folders = folders if "train" in folders else {"train": root}
         classes = sorted(path.name for path in folders["train"].iterdir() if path.is_dir())
         if len(classes) < 2:
-            raise DataError(
-                f"{folders['train']}: {len(classes)} sub-folders, expected one for each of several classes"
-            )
+            raise DataError(f"{folders['train']}: {len(classes)} sub-folders, expected one for each of several classes")
         listed = {part: _listed(folder, classes) for part, folder in folders.items()}
         paths, labels = listed["train"]
         if empty := [name for label, name in enumerate(classes) if not (labels == label).any()]:
@@ -163,9 +146,7 @@ class ImageFolder(Source):
         files = {part: ([paths[i] for i in index.tolist()], labels[index]) for part, index in indices.items()}
         files.update({part: pair for part, pair in listed.items() if part != "train"})
         every = -(-len(files["train"][0]) // SAMPLE)
-        sample = torch.stack(
-            [load_image(path, self.size, self.colour) for path in files["train"][0][::every]]
-        )
+        sample = torch.stack([load_image(path, self.size, self.colour) for path in files["train"][0][::every]])
         fitted = {"inputs": [scaling.fit(sample)], "scale_every": every}
         every_path = [path for part, _ in listed.values() for path in part]
         return Dataset(

@@ -52,9 +52,7 @@ class LoaderSplit(Split):
         try:
             self.length = len(loader)
         except TypeError as error:
-            raise DataError(
-                f"data.{part}: the loader has no length ({error}); give its dataset a __len__"
-            ) from error
+            raise DataError(f"data.{part}: the loader has no length ({error}); give its dataset a __len__") from error
 
     def __len__(self) -> int:
         if self.loader.drop_last and self.loader.batch_size:
@@ -181,9 +179,7 @@ class Loaders(Source):
             made = dict(zip(PARTS, made, strict=False))
         given = {part: loader for part, loader in made.items() if loader is not None}
         if "train" not in given or set(given) - set(PARTS):
-            raise DataError(
-                f"data: got loaders for {', '.join(given) or 'nothing'}, expected train, validation, test"
-            )
+            raise DataError(f"data: got loaders for {', '.join(given) or 'nothing'}, expected train, validation, test")
         for part, loader in given.items():
             if not isinstance(loader, DataLoader):
                 raise DataError(f"data.{part}: expected a torch DataLoader, got {type(loader).__name__}")
@@ -193,9 +189,7 @@ class Loaders(Source):
         """Names of the classes: as many as were given, else as many as occur in the training part."""
         if task != "classification":
             return ()
-        known = getattr(
-            train.loader.dataset, "targets", None
-        )  # torchvision's habit; saves a pass over the images
+        known = getattr(train.loader.dataset, "targets", None)  # torchvision's habit; saves a pass over the images
         if self.classes is None and known is not None:
             return tuple(map(str, range(int(torch.as_tensor(known).max()) + 1)))
         return tuple(map(str, range(self.classes or _greatest(train) + 1)))

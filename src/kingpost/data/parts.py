@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge, Lt
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 from torch import Tensor
 
 from kingpost.errors import DataError, RecipeError
@@ -36,7 +36,12 @@ def _as_part(value: object, info: ValidationInfo) -> object:
 
 FilePath = Annotated[str, BeforeValidator(_as_text)]
 """A path, relative to the current folder or to KINGPOST_DATA; kept as text, as in YAML."""
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
+_TEXT = {"type": "string"}
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_texts),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
+]
 """One name or several."""
 Fraction = Annotated[float, Ge(0), Lt(1)]
 """Part of the samples; 0 leaves the part out."""
@@ -64,9 +69,7 @@ def divide(
     {'train': 35, 'validation': 5, 'test': 10}
     """
     if validation + test >= 1:
-        raise DataError(
-            f"validation {validation} and test {test} leave nothing to train on; make them smaller"
-        )
+        raise DataError(f"validation {validation} and test {test} leave nothing to train on; make them smaller")
     parts = {}
     rest = torch.arange(samples)
     if test:

@@ -47,9 +47,7 @@ def read_text(path: Path) -> str:
     try:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: byte {error.start} is not UTF-8; convert it: iconv -f latin1 -t utf8"
-        ) from error
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; convert it: iconv -f latin1 -t utf8") from error
 
 
 def _check_sum(path: Path, raw: bytes, expected: str) -> None:
@@ -57,6 +55,4 @@ def _check_sum(path: Path, raw: bytes, expected: str) -> None:
     if algorithm not in ALGORITHMS or not wanted:
         raise DataError(f"checksums.{path.name}: got '{expected}', expected 'sha256:<hex>' or 'md5:<hex>'")
     if (got := hashlib.new(algorithm, raw).hexdigest()) != wanted.lower():
-        raise DataError(
-            f"{path}: its {algorithm} is {got}, expected {wanted}; fetch the file again, or mend checksums"
-        )
+        raise DataError(f"{path}: its {algorithm} is {got}, expected {wanted}; fetch the file again, or mend checksums")

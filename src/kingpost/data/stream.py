@@ -41,8 +41,7 @@ class StreamSplit(Split):
     def batches(self, order: Order) -> Iterator[Batch]:
         """The rank's contiguous rows of each global batch; skipped batches are not loaded."""
         shares = [
-            _share(part, order)
-            for part in torch.split(order.indices(len(self)), order.batch_size)[order.start :]
+            _share(part, order) for part in torch.split(order.indices(len(self)), order.batch_size)[order.start :]
         ]
         loader: DataLoader[Any] = DataLoader(
             _Seeded(self.samples, order),
@@ -73,7 +72,5 @@ class _Seeded(MapDataset[Any]):
 
     def __getitem__(self, index: int) -> object:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(
-                seeds.derive(self.order.seed, "sample", self.order.epoch, index)
-            )
+            torch.default_generator.manual_seed(seeds.derive(self.order.seed, "sample", self.order.epoch, index))
             return self.samples[index]

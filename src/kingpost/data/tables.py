@@ -85,14 +85,8 @@ class Table(Source):
         """Read the files, divide the rows, learn the columns from the training rows, and encode all rows."""
         whole = self._frame(existing_file(self.train, where="data.train"), used=True)
         files = {"validation": self.validation, "test": self.test}
-        given = {
-            p: self._frame(existing_file(f, where=f"data.{p}"))
-            for p, f in files.items()
-            if isinstance(f, str)
-        }
-        indices = divide(
-            len(whole), *fractions(self.validation, self.test), self.split_seed, self._groups(whole)
-        )
+        given = {p: self._frame(existing_file(f, where=f"data.{p}")) for p, f in files.items() if isinstance(f, str)}
+        indices = divide(len(whole), *fractions(self.validation, self.test), self.split_seed, self._groups(whole))
         frames = {part: whole.iloc[index.numpy()] for part, index in indices.items()} | given
         fitted: dict[str, Any] = {"columns": self._fit(frames["train"])}
         classes = self._classes(frames["train"])
@@ -163,9 +157,7 @@ class Table(Source):
             return None
         labels, target = self._labels(whole, self.train), self.target[0]
         if (found := len(np.unique(labels))) < 2:
-            raise DataError(
-                f"{self.train}: column '{target}' holds one class, '{labels[0]}'; expected two or more"
-            )
+            raise DataError(f"{self.train}: column '{target}' holds one class, '{labels[0]}'; expected two or more")
         if found > self.max_categories:
             raise DataError(
                 f"{self.train}: column '{target}' holds {found} classes; "
@@ -200,8 +192,7 @@ class Table(Source):
                 row = int(np.flatnonzero(~allowed)[0])
                 wanted = "0 or 1" if self.task == "multi-label" else "a number"
                 raise DataError(
-                    f"{where}: column '{name}' holds {column.iloc[row]!r} in row {column.index[row]}, "
-                    f"expected {wanted}"
+                    f"{where}: column '{name}' holds {column.iloc[row]!r} in row {column.index[row]}, expected {wanted}"
                 )
             columns.append(torch.from_numpy(numbers))
         return columns[0] if self.task == "regression" and len(columns) == 1 else torch.stack(columns, 1)
@@ -212,9 +203,7 @@ def _present(frame: pd.DataFrame, name: str, where: str) -> pd.Series:
     if name not in frame:
         raise DataError(f"{where}: no target column '{name}'; it has: {', '.join(map(str, frame.columns))}")
     if gaps := int(frame[name].isna().sum()):
-        raise DataError(
-            f"{where}: the target '{name}' is missing in {gaps} rows; remove these rows from the file"
-        )
+        raise DataError(f"{where}: the target '{name}' is missing in {gaps} rows; remove these rows from the file")
     return frame[name]
 
 

@@ -49,9 +49,7 @@ class TensorSplit(Split):
         indices = order.indices(samples)
         for chunk in torch.split(indices[order.start * size :], size * self._batches_per_chunk(size)):
             inputs = [torch.split(x.index_select(0, chunk), size) for x in self.inputs]
-            for *of_batch, targets in zip(
-                *inputs, torch.split(self.targets.index_select(0, chunk), size), strict=True
-            ):
+            for *of_batch, targets in zip(*inputs, torch.split(self.targets.index_select(0, chunk), size), strict=True):
                 yield Batch(tuple(of_batch), targets, 0, len(targets))
 
     def _batches_per_chunk(self, batch_size: int) -> int:

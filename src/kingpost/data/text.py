@@ -57,11 +57,7 @@ class TextSplit(Split):
 
     def batches(self, order: Order) -> Iterator[Batch]:
         """Global batches, ``(B, T)`` inputs and targets."""
-        phase = (
-            seeds.derive(order.seed, "phase", order.epoch) % self.context
-            if self.phased and order.shuffle
-            else 0
-        )
+        phase = seeds.derive(order.seed, "phase", order.epoch) % self.context if self.phased and order.shuffle else 0
         windows = self.text[phase:].unfold(0, self.context + 1, self.context)[: len(self)]
         for rows in torch.split(order.indices(len(self)), order.batch_size)[order.start :]:
             both = windows[rows].long()
@@ -95,18 +91,13 @@ class Text(Source):
         whole = "".join(read_text(existing_file(path)) for path in self.path)
         validation, test = fractions(self.validation, self.test)
         if validation + test >= 1:
-            raise DataError(
-                f"validation {validation} and test {test} leave nothing to train on; make them smaller"
-            )
+            raise DataError(f"validation {validation} and test {test} leave nothing to train on; make them smaller")
         edges = [
             0,
             *(int(len(whole) * round(part, 12)) for part in (1 - validation - test, 1 - test)),
             len(whole),
         ]
-        cut = {
-            part: whole[a:b]
-            for part, a, b in zip(("train", "validation", "test"), edges, edges[1:], strict=False)
-        }
+        cut = {part: whole[a:b] for part, a, b in zip(("train", "validation", "test"), edges, edges[1:], strict=False)}
         texts = {part: text for part, text in cut.items() if text}
         for part in ("validation", "test"):
             if isinstance(file := getattr(self, part), str):
@@ -122,9 +113,7 @@ class Text(Source):
                 target_shape=(self.context,),
                 vocabulary=tokens.size_of(fitted),
             ),
-            splits={
-                p: TextSplit(text, self.context, self.phase and p == "train") for p, text in coded.items()
-            },
+            splits={p: TextSplit(text, self.context, self.phase and p == "train") for p, text in coded.items()},
             fingerprint=fingerprint(texts.values()),
             fitted=fitted,
         )
@@ -140,9 +129,7 @@ class Text(Source):
         fitted = tokens.fit_characters(texts["train"], unknown=self.unknown == "token")
         if not fitted["unknown"]:
             return fitted
-        return fitted | {
-            "replaced": {part: tokens.unknown_characters(text, fitted) for part, text in texts.items()}
-        }
+        return fitted | {"replaced": {part: tokens.unknown_characters(text, fitted) for part, text in texts.items()}}
 
 
 def _encoded(text: str, fitted: Mapping[str, Any], where: str) -> Tensor:
@@ -182,11 +169,7 @@ class SentencePairs(Source):
 
     def open(self) -> Dataset:
         """Read, divide, learn the vocabularies, encode and pad."""
-        given = {
-            part: _read_pair(pair)
-            for part in ("train", "validation", "test")
-            if (pair := getattr(self, part))
-        }
+        given = {part: _read_pair(pair) for part in ("train", "validation", "test") if (pair := getattr(self, part))}
         sources, targets = given["train"]
         held = 0.0 if "validation" in given else self.validation_fraction
         indices = divide(len(sources), held, 0.0, self.split_seed)
@@ -222,19 +205,13 @@ class SentencePairs(Source):
         room = self.length - 1
         source = _padded([[*line[:room], EOS] for line in sources], self.length, PAD)
         shown = _padded([[BOS, *line[:room]] for line in targets], self.length, PAD)
-        return TensorSplit(
-            (source, shown), _padded([[*line[:room], EOS] for line in targets], self.length, LEFT_OUT)
-        )
+        return TensorSplit((source, shown), _padded([[*line[:room], EOS] for line in targets], self.length, LEFT_OUT))
 
 
 def _read_pair(pair: Pair) -> tuple[list[str], list[str]]:
-    sources, targets = (
-        [line.rstrip("\r\n") for line in tokens.lines_of(read_text(existing_file(p)))] for p in pair
-    )
+    sources, targets = ([line.rstrip("\r\n") for line in tokens.lines_of(read_text(existing_file(p)))] for p in pair)
     if len(sources) != len(targets):
-        raise DataError(
-            f"{pair[0]} has {len(sources)} lines, {pair[1]} has {len(targets)}; they must be aligned"
-        )
+        raise DataError(f"{pair[0]} has {len(sources)} lines, {pair[1]} has {len(targets)}; they must be aligned")
     return sources, targets
 
 

@@ -55,9 +55,7 @@ def fit_bpe(texts: Iterable[str], size: int, special: Sequence[str] = ()) -> dic
     )
     tokenizer.train_from_iterator(texts, trainer)
     if (got := tokenizer.get_vocab_size()) != size:
-        raise DataError(
-            f"data.vocabulary: the training text gives {got} tokens, not {size}; set data.vocabulary={got}"
-        )
+        raise DataError(f"data.vocabulary: the training text gives {got} tokens, not {size}; set data.vocabulary={got}")
     return {"kind": "bpe", "tokenizer": json.loads(tokenizer.to_str())}
 
 
@@ -87,16 +85,12 @@ def encode(text: str, fitted: Vocabulary) -> Tensor:
     """
     if fitted["kind"] == "characters":
         return _encode_characters(text, fitted)
-    return torch.tensor(
-        [token for line in encode_lines(lines_of(text), fitted) for token in line], dtype=torch.int64
-    )
+    return torch.tensor([token for line in encode_lines(lines_of(text), fitted) for token in line], dtype=torch.int64)
 
 
 def encode_lines(lines: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
     """Token numbers of each line, in a byte-pair vocabulary."""
-    return [
-        encoded.ids for encoded in _tokenizer(vocabulary).encode_batch(list(lines), add_special_tokens=False)
-    ]
+    return [encoded.ids for encoded in _tokenizer(vocabulary).encode_batch(list(lines), add_special_tokens=False)]
 
 
 def decode(tokens: Tensor | Sequence[int], fitted: Vocabulary) -> str:
@@ -144,11 +138,11 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
-def _tokenizer(vocabulary: Vocabulary) -> Any:  # noqa: ANN401 - the library has no types
+def _tokenizer(vocabulary: Vocabulary) -> Any:
     return _library().Tokenizer.from_str(json.dumps(vocabulary["tokenizer"]))
 
 
-def _library() -> Any:  # noqa: ANN401 - the library has no types
+def _library() -> Any:
     try:
         import tokenizers
         import tokenizers.decoders

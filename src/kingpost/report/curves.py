@@ -35,40 +35,31 @@ class Drawings:
         self.figures.append(Drawing(svg, " ".join(filter(None, sentences))))
 
 
-def loss_unit(results: Sequence[Row]) -> str:
-    """The unit of the loss, from the name of its column.
-
-    >>> loss_unit([{"epoch": 1, "train_loss_squared_error": 0.5}])
-    'squared error'
-    """
-    names = (key for row in results for key in row if key.startswith("train_loss_"))
-    return next(names, "train_loss_unit unknown").removeprefix("train_loss_").replace("_", " ")
-
-
-def draw_epochs(results: Sequence[Row], best: float | None, metric: str, adding: Sequence[str]) -> Drawings:
+def draw_epochs(results: Sequence[Row], best: float | None, metric: str, unit: str, adding: Sequence[str]) -> Drawings:
     """What was measured once an epoch.
 
     Args:
         results: rows of ``results.csv``.
         best: the epoch whose weights were kept.
         metric: the name of the score that chose them.
+        unit: of the loss.
         adding: techniques that change what the training loss is.
     """
     drawings = Drawings()
     if not results:
         drawings.missing.append("No epoch has ended yet (no results.csv), so there are no curves by epoch.")
         return drawings
-    unit = loss_unit(results)
-    columns = {key for row in results for key in row}
-    loss = next((key for key in sorted(columns) if key.startswith("validation_loss")), "")
-    validation = _column(results, loss)
-    epochs, train = _column(results, "epoch"), _column(results, f"train_loss_{unit.replace(' ', '_')}")
+    columns = sorted({key for row in results for key in row})
+    loss = next((key for key in columns if key.startswith("validation_loss")), "")
+    train_loss = next(key for key in columns if key.startswith("train_loss"))
+    train, validation = _column(results, train_loss), _column(results, loss)
+    epochs = _column(results, "epoch")
     drawings.add(
         figures.losses(epochs, train, validation, best, unit),
         "The training loss is the mean over each epoch while the weights were changing.",
         f"It is not the plain loss, as validation is: {', '.join(adding)} changed it." if adding else "",
     )
-    others = sorted(key for key in columns if key.startswith("validation_") and key != loss)
+    others = [key for key in columns if key.startswith("validation_") and key != loss]
     shown = f"validation_{metric}" if f"validation_{metric}" in others else next(iter(others), "")
     if shown:
         name = shown.removeprefix("validation_")
@@ -76,7 +67,7 @@ def draw_epochs(results: Sequence[Row], best: float | None, metric: str, adding:
         drawings.add(figures.metric(epochs, _column(results, shown), best, axis(name)), why)
     if not loss:
         drawings.missing.append(
-            "There is no validation loss, so nothing shows whether the model only learned its samples by heart."
+            "There is no validation loss, so nothing shows whether the samples were only learned by heart."
         )
     return drawings
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES = (4.8, 3.0)
-SQUARE = (4.0, 4.0)
+TALL = (4.8, 4.2)
 
 # matplotlib wants colours, the page wants variables: these stand for one another. The two series differ for
 # every kind of colour vision (Okabe and Ito, "Color universal design", 2008), and in their marks.
@@ -77,9 +77,8 @@ def step_loss(loss: Thinned, unit: str) -> str:
     """The loss of each step, and its running mean."""
 
     def draw(axes: Axes) -> None:
-        _history(axes, loss, "each step")
-        axes.plot(loss.steps, loss.mean, color=ORANGE, linewidth=1.6, label=f"mean over {loss.window} steps")
-        axes.set_ylabel(f"training loss ({unit})")
+        _history(axes, loss)
+        axes.set_ylabel(f"loss ({unit})")
         _legend(axes)
 
     return _svg("step-loss", f"Line chart of the training loss in {unit} against the optimizer step.", draw)
@@ -90,8 +89,9 @@ def learning_rate(rate: Thinned) -> str:
     from matplotlib.ticker import FuncFormatter
 
     def draw(axes: Axes) -> None:
-        axes.plot(rate.steps, rate.high, color=BLUE, linewidth=1.6)
-        axes.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
+        axes.plot(rate.steps, rate.high, color=BLUE, linewidth=1.6, marker="o", markersize=_size(rate.steps))
+        axes.set(ylabel="learning rate", ylim=(0, None))
+        _counts(axes, "optimizer step", rate.steps)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
     told = f"from {rate.high[0]:.3g} to {rate.high[-1]:.3g}, at most {rate.high.max():.3g}"
@@ -102,8 +102,7 @@ def gradient_norm(norm: Thinned) -> str:
     """The norm of the whole gradient, on a logarithmic axis."""
 
     def draw(axes: Axes) -> None:
-        _history(axes, norm, "each step")
-        axes.plot(norm.steps, norm.mean, color=ORANGE, linewidth=1.6, label=f"mean over {norm.window} steps")
+        _history(axes, norm)
         axes.set_ylabel("gradient norm (L2, log scale)")
         _log_axis(axes, norm)
         _legend(axes)
@@ -124,11 +123,12 @@ def scatter(targets: Array, predictions: Array, name: str) -> str:
         axes.set_aspect("equal", adjustable="datalim")
         _legend(axes)
 
-    return _svg(f"scatter-{name}", f"Scatter of predicted against true values of {name}.", draw, SQUARE)
+    return _svg(f"scatter-{name}", f"Scatter of predicted against true values of {name}.", draw, TALL)
 
 
 def residuals(errors: Array, name: str) -> str:
     """How often the prediction is off by how much."""
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Axes) -> None:
         bins = int(np.clip(np.sqrt(len(errors)), 5, 40))
@@ -138,39 +138,53 @@ def residuals(errors: Array, name: str) -> str:
         mean.set_label(f"mean {errors.mean():.3g}")
         axes.set(xlabel="predicted - true (target's unit)", ylabel="samples")
         axes.grid(visible=False, axis="x")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         _legend(axes)
 
     told = f"{name}: mean {errors.mean():.3g}, standard deviation {errors.std():.3g}"
-    return _svg(f"residuals-{name}", f"Histogram of predicted minus true values of {told}.", draw, SQUARE)
+    return _svg(f"residuals-{name}", f"Histogram of predicted minus true values of {told}.", draw, TALL)
 
 
 def _line(axes: Axes, x: Array, y: Array, colour: str, label: str, marker: str) -> None:
     fine = np.isfinite(y)
     if fine.any():
-        size = 4 if fine.sum() <= 30 else 0
-        axes.plot(x[fine], y[fine], color=colour, marker=marker, markersize=size, linewidth=1.6, label=label)
+        line = axes.plot(x[fine], y[fine], color=colour, linewidth=1.6, label=label)[0]
+        line.set(marker=marker, markersize=_size(x[fine]))
+
+
+def _size(points: Array) -> float:
+    """Of the markers: a few points are shown one by one, many as a line."""
+    return 4 if len(points) <= 30 else 0
 
 
 def _epochs(axes: Axes, epochs: Array, best: float | None) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     if best is not None:
         axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=f"best epoch, {best:.0f}")
-    axes.set_xlabel("epoch")
-    if len(epochs) == 1:
-        axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+    _counts(axes, "epoch", epochs)
+
+
+def _counts(axes: Axes, label: str, values: Array) -> None:
+    """An axis of whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(label)
+    if len(values) == 1:
+        axes.set_xlim(values[0] - 1, values[0] + 1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
-def _history(axes: Axes, history: Thinned, label: str) -> None:
+def _history(axes: Axes, history: Thinned) -> None:
+    """Each step's value or, of very many, their range; and the running mean."""
+    x = history.steps
     if history.per_bin == 1:
-        axes.plot(history.steps, history.low, color=BLUE, linewidth=0.8, alpha=0.6, label=label)
+        line = axes.plot(x, history.low, color=BLUE, linewidth=0.8, alpha=0.6, label="each step")[0]
+        line.set(marker="o", markersize=_size(x))
     else:
-        band = axes.fill_between(
-            history.steps, history.low, history.high, color=BLUE, alpha=0.45, linewidth=0
-        )
-        band.set_label(f"{label}, lowest to highest")
-    axes.set_xlabel("optimizer step")
+        band = axes.fill_between(x, history.low, history.high, color=BLUE, alpha=0.45, linewidth=0)
+        band.set_label("each step, lowest to highest")
+    if history.window > 1:
+        axes.plot(x, history.mean, color=ORANGE, linewidth=1.6, label=f"mean over {history.window} steps")
+    _counts(axes, "optimizer step", x)
 
 
 def _log_axis(axes: Axes, history: Thinned) -> None:
@@ -190,9 +204,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2)
 
 
-def _svg(
-    name: str, alternative: str, draw: Callable[[Axes], None], inches: tuple[float, float] = INCHES
-) -> str:
+def _svg(name: str, alternative: str, draw: Callable[[Axes], None], inches: tuple[float, float] = INCHES) -> str:
     """A figure as an ``<svg>`` element whose identifiers begin with ``name``, the same at every call."""
     import matplotlib
     from matplotlib.figure import Figure

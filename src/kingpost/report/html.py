@@ -14,7 +14,7 @@ from kingpost.errors import KingpostError, MissingExtraError
 from kingpost.files import write_text
 from kingpost.finding import Finding
 from kingpost.report import judged as judging
-from kingpost.report.curves import draw_epochs, draw_steps, loss_unit
+from kingpost.report.curves import draw_epochs, draw_steps
 from kingpost.report.scores import wilson_interval
 from kingpost.report.words import duration, number, score, words
 from kingpost.run import Row, Run
@@ -80,38 +80,46 @@ def _collected(run: Run) -> dict[str, Any]:
     summary, results = run.summary, run.results
     text = (run.folder / "recipe.yaml").read_text(encoding="utf-8")
     recipe = yaml_text.load(text)  # plain values: a recipe with a living object in it cannot be made again
-    task = (recipe.get("task") or {}).get("name") or run.data.get("task", "")
-    metric = _metric(task)
+    data = run.data
+    task = (recipe.get("task") or {}).get("name") or data.get("task", "")
+    found = _task(task)
+    metric, unit = (found.metric, _unit(found, data)) if found else ("", "unit of the task")
     judged = judging.read_judged(run)
     best = summary.get("best") or {}
     return {
         "run": run,
         "task": task,
         "message": summary.get("message", ""),
-        "cards": _cards(summary, results, metric, run.data.get("samples", {}), judged),
+        "cards": _cards(summary, results, metric, data.get("samples", {}), judged),
         "figures": _figures(best, summary.get("test") or {}),
-        "unit": loss_unit(results),
+        "unit": unit,
         "no_test": summary.get("status") == "finished" and not summary.get("test"),
         "findings": [(finding, _remedy(run, finding)) for finding in run.findings],
-        "epochs": draw_epochs(results, best.get("epoch"), metric, _changing(recipe)),
-        "steps": draw_steps(run.steps, loss_unit(results)),
+        "epochs": draw_epochs(results, best.get("epoch"), metric, unit, _changing(recipe)),
+        "steps": draw_steps(run.steps, unit),
         "judged": judged,
         "most": {"classes": judging.MOST_CLASSES, "rows": judging.MOST_ROWS, "pairs": judging.MOST_PAIRS},
         "costs": _costs(summary, results, run.environment),
         "recipe": text,
         "environment": _flat(run.environment),
-        "data": _data_facts(run.data),
+        "data": _data_facts(data),
         "commands": _commands(run, recipe, summary) if "\n# not reproducible" not in text else [],
     }
 
 
-def _metric(task: str) -> str:
-    """The name of the score that chooses the best weights; empty if the task cannot be looked up."""
+def _task(name: str) -> type[Task] | None:
+    """The task; None if it is not known yet, or cannot be looked up here."""
     try:
-        found = catalogue.find("task", task) if task else None
+        found = catalogue.find("task", name) if name else None
     except KingpostError:
-        return ""
-    return found.metric if isinstance(found, type) and issubclass(found, Task) else ""
+        return None
+    return found if isinstance(found, type) and issubclass(found, Task) else None
+
+
+def _unit(task: type[Task], data: Mapping[str, Any]) -> str:
+    """The unit of the loss, which is taken on the scaled target if there is a scale."""
+    scaled = ", scaled target" if "target" in data.get("fitted", {}) else ""
+    return task.unit.replace("_", " ") + scaled
 
 
 def _changing(recipe: Mapping[str, Any]) -> list[str]:

@@ -43,9 +43,7 @@ class Confusion:
     share: float
 
 
-def confusion_matrix(
-    targets: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
-) -> NDArray[np.int64]:
+def confusion_matrix(targets: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     """Counts ``(C, C)``: a row for each target, a column for each prediction.
 
     >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
@@ -96,9 +94,7 @@ def most_confused(matrix: NDArray[np.int64], names: Sequence[str], most: int) ->
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [(int(i) // len(names), int(i) % len(names)) for i in order]
     return [
-        Confusion(
-            names[row], names[column], int(wrong[row, column]), float(wrong[row, column] / matrix[row].sum())
-        )
+        Confusion(names[row], names[column], int(wrong[row, column]), float(wrong[row, column] / matrix[row].sum()))
         for row, column in pairs
         if wrong[row, column]
     ]
@@ -122,6 +118,4 @@ def _score(name: str, right: int, wanted: int, given: int, area: float = math.na
     def ratio(part: float, whole: float) -> float:
         return part / whole if whole else math.nan
 
-    return ClassScore(
-        name, ratio(right, given), ratio(right, wanted), ratio(2 * right, wanted + given), wanted, area
-    )
+    return ClassScore(name, ratio(right, given), ratio(right, wanted), ratio(2 * right, wanted + given), wanted, area)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kingpost.assembly import Batch, Layout
-from kingpost.source import DataFacts, Order, Split
+from kingpost.source import DataFacts, Order, Split, original_units
 from kingpost.task import Task
 
 
@@ -28,7 +28,7 @@ def outputs(
 
 
 def shard(batch: Batch, layout: Layout) -> Batch:
-    """This process's rows of a global batch."""
+    """The rows of a global batch that are this process's."""
     if layout.ranks == 1:
         return batch
     rows = len(batch)
@@ -67,11 +67,7 @@ def evaluate(
 
 
 def in_own_unit(predictions: Tensor, targets: Tensor, fitted: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Predictions and targets of a standardised target, turned back; others as they are."""
-    scale = fitted.get("target")
-    if not isinstance(scale, Mapping) or "std" not in scale:
-        return predictions, targets
-    if targets.ndim == 1 and predictions.ndim == 2:
-        predictions = predictions.squeeze(1)
-    mean, std = (torch.as_tensor(scale[key], dtype=predictions.dtype, device=predictions.device) for key in ("mean", "std"))
-    return predictions * std + mean, targets * std + mean
+    """Predictions and targets as the source had them (a regression target may have been standardised)."""
+    if targets.is_floating_point() and predictions.shape == (*targets.shape, 1):
+        predictions = predictions.squeeze(-1)
+    return original_units(predictions, fitted), original_units(targets, fitted)

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kingpost.assembly import Layout
 from kingpost.files import write_atomically
 from kingpost.train.evaluate import in_own_unit, outputs
-from kingpost.assembly import Layout
 from kingpost.train.loop import Job
 
 MOST_SAMPLES, WORST = 20_000, 32
@@ -32,7 +32,7 @@ def save_judged(job: Job) -> None:
     a.model.eval()
     size = 4 * job.recipe.batch_size
     for raw, batch in outputs(a.model, splits[part], size, a.setting.device, Layout()):
-        one_by_one = zip(raw.split(1), batch.targets.split(1), strict=True)
+        one_by_one = zip(torch.split(raw, 1), torch.split(batch.targets, 1), strict=True)
         losses.append(torch.stack([a.setting.task.criterion(output, target) for output, target in one_by_one]).cpu())
         shown, wanted = in_own_unit(a.setting.task.predictions(raw), batch.targets, job.dataset.fitted)
         predictions.append(shown.cpu())

@@ -34,7 +34,7 @@ def fit(job: Job, request: StopRequest) -> None:
     """Train until the budget is spent, a technique says stop, or somebody asks to."""
     a, at, model = job.assembly, job.at, job.assembly.model
     seed, device, layout = a.setting.seed, a.setting.device, a.layout
-    while not job.done:
+    while not job.is_done():
         model.train()
         for batch in job.rest_of_epoch():
             step = Step(index=at.step, seed=seed, rank=layout.rank, ranks=layout.ranks)
@@ -54,7 +54,7 @@ def fit(job: Job, request: StopRequest) -> None:
             job.record(step, loss, norm, rate)
             if pieces:
                 job.note_pieces(step, pieces)
-            if job.done:
+            if job.is_done():
                 break
             if job.must_stop(request):
                 return
@@ -99,8 +99,7 @@ class Job:
     resumed_at: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
 
-    @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the budget is spent or a technique said stop."""
         at, budget = self.at, self.recipe.budget
         if at.stalled:
@@ -124,7 +123,7 @@ class Job:
         return self.dataset.splits["train"].batches(order)
 
     def own_part(self, batch: Batch) -> tuple[Batch, int | float]:
-        """This process's rows of the batch, and the number of items in the whole of it."""
+        """The rows of the batch that are this process's, and the number of items in the whole of it."""
         layout, task = self.assembly.layout, self.assembly.setting.task
         items = task.items(batch.targets)
         if layout.ranks == 1:
@@ -152,7 +151,13 @@ class Job:
             return
         assert self.log is not None
         self.log.add(
-            {"step": at.step, "epoch": at.epoch + 1, "loss": mean, "learning_rate": rate, "gradient_norm": norm}
+            {
+                "step": at.step,
+                "epoch": at.epoch + 1,
+                "loss": mean,
+                "learning_rate": rate,
+                "gradient_norm": norm,
+            }
             | {key: float(value) for key, value in step.log.items()}
         )
         if self.display.due():
@@ -198,7 +203,7 @@ class Job:
         }
         speed = at.samples / max(1e-9, seconds - at.epoch_started_seconds)
         at.epoch, at.batch, at.loss_sum, at.items, at.samples = at.epoch + 1, 0, 0.0, 0.0, 0
-        if at.epoch % save.evaluate_every_epochs == 0 or self.done:
+        if at.epoch % save.evaluate_every_epochs == 0 or self.is_done():
             row |= self._judge(row)
         row |= {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -227,7 +232,10 @@ class Job:
             better = score > at.best_score or not at.best
             if better:
                 at.best_score = score
-                at.best = {"epoch": row["epoch"], **{f"validation_{key}": value for key, value in figures.items()}}
+                at.best = {
+                    "epoch": row["epoch"],
+                    **{f"validation_{key}": value for key, value in figures.items()},
+                }
             if self.first:
                 folder = self.run.folder / "weights"
                 checkpoint.save_weights(folder / "last.safetensors", a.model)
@@ -242,7 +250,14 @@ class Job:
         a, data = self.assembly, self.dataset
         size = 4 * self.recipe.batch_size  # no gradients, so more fits
         return evaluate(
-            a.model, data.splits[part], a.setting.task, data.facts, data.fitted, size, a.setting.device, a.layout
+            a.model,
+            data.splits[part],
+            a.setting.task,
+            data.facts,
+            data.fitted,
+            size,
+            a.setting.device,
+            a.layout,
         )
 
     def save(self) -> None:

@@ -54,8 +54,8 @@ class DataParallel(Technique):
             RecipeError: there is no such device on this machine.
         """
         if self.device == "auto":
-            found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            kind = found.type if found else "cpu"
+            found = torch.accelerator.current_accelerator(check_available=True)
+            kind = found.type if found is not None else "cpu"
             return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         try:
             device = torch.device(self.device)
@@ -64,14 +64,18 @@ class DataParallel(Technique):
         except (RuntimeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise RecipeError(f"got '{self.device}': {reason}", path="device", mend="use auto or cpu") from error
-        return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+        return torch.device("cuda", local_rank) if self.device == "cuda" else device
 
     def mount(self, assembly: Assembly) -> Assembly:
         """The assembly whose model is replicated, if this process is one of several."""
         if not dist.is_initialized():
             return assembly.with_(layout=Layout(ranks=self.data))
         layout = Layout(
-            rank=dist.get_rank(), ranks=dist.get_world_size(), replicate=_replicate, local=_no_sync, total=_total
+            rank=dist.get_rank(),
+            ranks=dist.get_world_size(),
+            replicate=_replicate,
+            local=_no_sync,
+            total=_total,
         )
         return assembly.with_(layout=layout)
 
@@ -151,9 +155,7 @@ def launch(folder: Path, ranks: int, words: Sequence[str] = ()) -> int:
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(ranks)))}
-    process = subprocess.Popen(
-        [*command, "-m", "kingpost", "resume", str(folder), *words], env=environment
-    )
+    process = subprocess.Popen([*command, "-m", "kingpost", "resume", str(folder), *words], env=environment)
     previous = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in (signal.SIGTERM,)}
     try:
         return process.wait()

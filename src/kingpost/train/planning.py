@@ -56,14 +56,24 @@ def _data_figures(recipe: Recipe, dataset: Dataset) -> Iterator[Figure]:
     train = dataset.splits["train"]
     task = task_of(recipe, dataset)
     yield Figure("task", task.name, "", "the recipe's" if recipe.task else "what the data is for")
-    yield Figure("training samples", sizes.pop("train"), "samples", " · ".join(f"{n:,} for {p}" for p, n in sizes.items()))
+    yield Figure(
+        "training samples",
+        sizes.pop("train"),
+        "samples",
+        " · ".join(f"{n:,} for {p}" for p, n in sizes.items()),
+    )
     shapes = " and ".join(f"{'x'.join(map(str, shape)) or 'scalar'} {dtype}" for shape, dtype in dataset.facts.inputs)
     yield Figure("input of a sample", shapes.replace("torch.", ""), "", f"source '{recipe.data.name}'")
     chance = task.chance_loss(dataset.facts)
     if chance is not None:
         yield Figure("loss at chance", chance, task.unit, "a model that knows nothing starts near this")
     steps = train.steps(recipe.batch_size)
-    yield Figure("steps per epoch", steps, "steps", f"{len(train):,} samples / {recipe.batch_size} per step, rounded up")
+    yield Figure(
+        "steps per epoch",
+        steps,
+        "steps",
+        f"{len(train):,} samples / {recipe.batch_size} per step, rounded up",
+    )
 
 
 def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterator[Figure]:
@@ -82,7 +92,10 @@ def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Ite
         rates = base_rates(optimizer)
         yield from _memory_figures(assembly, optimizer, activations[0])
     yield Figure(
-        "compute per step", counter.get_total_flops(), "FLOPs", "matrix products of forward and backward, all devices, counted"
+        "compute per step",
+        counter.get_total_flops(),
+        "FLOPs",
+        "matrix products of forward and backward, all devices, counted",
     )
     yield from _rate_figures(assembly, rates[0])
 

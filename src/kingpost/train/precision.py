@@ -36,9 +36,7 @@ class BF16(Technique):
 
     def mount(self, assembly: Assembly) -> Assembly:
         """The assembly whose objective runs in bfloat16."""
-        return assembly.with_(
-            objective=autocast(assembly.objective, torch.bfloat16, assembly.setting.device.type)
-        )
+        return assembly.with_(objective=autocast(assembly.objective, torch.bfloat16, assembly.setting.device.type))
 
 
 class LossScale:

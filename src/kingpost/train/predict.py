@@ -106,7 +106,9 @@ def predict(
     else:
         raise DataError(f"the data has no part '{part}'; it has: {', '.join(dataset.splits)}")
     size = batch_size or 4 * run.recipe.batch_size
-    values = torch.cat([_values(raw, batch.targets, task, dataset) for raw, batch in outputs(model, split, size, where, Layout())])
+    values = torch.cat(
+        [_values(raw, batch.targets, task, dataset) for raw, batch in outputs(model, split, size, where, Layout())]
+    )
     known = inputs is None
     metrics = evaluate(model, split, task, dataset.facts, dataset.fitted, size, where) if known else {}
     return Predictions(values, dataset.facts.classes, task.name, metrics)
@@ -114,7 +116,7 @@ def predict(
 
 def _values(raw: Tensor, targets: Tensor, task: Task, dataset: Dataset) -> Tensor:
     if task.name == "language-modelling":
-        pairs = zip(raw.split(1), targets.split(1), strict=True)
+        pairs = zip(torch.split(raw, 1), torch.split(targets, 1), strict=True)
         return torch.stack([task.criterion(o, t) / max(1, task.items(t)) for o, t in pairs])[:, None].cpu()
     values, _ = in_own_unit(task.predictions(raw), targets, dataset.fitted)
     return (values[:, None] if values.ndim == 1 else values).cpu()
@@ -130,5 +132,3 @@ def _restored(run: Run, which: Literal["best", "last"], device: str) -> tuple[nn
     assembly = assemble(recipe, dataset, where)
     checkpoint.load_weights(path, assembly.model)
     return assembly.model.eval(), dataset, assembly.setting.task, where
-
-

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -87,7 +88,11 @@ class Regression(Task):
         """Coefficient of determination, and the errors in the target's own unit."""
         from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
-        return {"r2": R2Score(), "mean_absolute_error": MeanAbsoluteError(), "root_mean_squared_error": MeanSquaredError(squared=False)}  # fmt: skip
+        return {
+            "r2": R2Score(),
+            "mean_absolute_error": MeanAbsoluteError(),
+            "root_mean_squared_error": MeanSquaredError(squared=False),
+        }
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Values as they are."""
@@ -162,7 +167,10 @@ class MultiLabel(Task):
         from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
         labels = len(data.classes)
-        return {"average_precision": MultilabelAveragePrecision(labels), "f1_macro": MultilabelF1Score(labels)}
+        return {
+            "average_precision": MultilabelAveragePrecision(labels),
+            "f1_macro": MultilabelF1Score(labels),
+        }
 
     def predictions(self, outputs: Tensor) -> Tensor:
         """Probabilities, ``(B, L)``."""
@@ -177,7 +185,7 @@ def _check(outputs: Tensor, targets: Tensor, expected: torch.Size) -> None:
     """Broadcasting in a loss trains towards the wrong thing without a word, so shapes must agree."""
     if targets.shape != expected:
         raise RecipeError(
-            f"the model gives {tuple(outputs.shape)}, so targets should be {tuple(expected)}, got {tuple(targets.shape)}",
+            f"the model gives {tuple(outputs.shape)}; targets should be {tuple(expected)}, got {tuple(targets.shape)}",
             path="model",
             mend="check the model's last layer and the task",
         )

@@ -54,6 +54,7 @@ def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
     recipe = _with_launched_ranks(recipe)
     ranks = parallel.launched_ranks()
     if ranks == 1 and _wanted_ranks(recipe) > 1:
+        _check_sendable(recipe)
         return _launch(Run.create(recipe, root), recipe)
     with parallel.process_group(recipe.layout) as device:
         folder = parallel.from_first(str(Run.create(recipe, root).folder) if parallel.is_first() else "")
@@ -78,7 +79,9 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Ru
         for part in patch.changes:
             if not part.key.startswith(RESUMABLE_KEYS):
                 raise RecipeError(
-                    "cannot be changed on resume", path=part.key, mend="train a new run; only budget.* and save.* can"
+                    "cannot be changed on resume",
+                    path=part.key,
+                    mend="train a new run; only budget.* and save.* can",
                 )
         recipe = patch.apply(recipe)
     if parallel.launched_ranks() == 1 and _wanted_ranks(recipe) > 1:
@@ -120,7 +123,11 @@ def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) ->
 
 def _execute(run: Run, recipe: Recipe, device: torch.device, quiet: bool) -> Run:
     first = parallel.is_first()
-    with Display(run.name, quiet=quiet or not first) as display, _failures(run, first), stop_signals() as request:
+    with (
+        Display(run.name, quiet=quiet or not first) as display,
+        _failures(run, first),
+        stop_signals() as request,
+    ):
         job = prepare(run, recipe, device, display)
         if first:
             run.set_status("running")
@@ -129,7 +136,7 @@ def _execute(run: Run, recipe: Recipe, device: torch.device, quiet: bool) -> Run
         except KingpostError:
             job.save()  # the weights are those before the failed step
             raise
-        if job.done:
+        if job.is_done():
             _finish(job)
         else:
             _stopped(job, request)
@@ -146,7 +153,13 @@ def _finish(job: Job) -> None:
         save_judged(job)
         message = "early stopping ended the run" if at.stalled else ""
         run.set_status(
-            "finished", epoch=at.epoch, step=at.step, seconds=at.seconds, best=at.best, test=test, message=message
+            "finished",
+            epoch=at.epoch,
+            step=at.step,
+            seconds=at.seconds,
+            best=at.best,
+            test=test,
+            message=message,
         )
         if job.recipe.save.tensorboard:
             from kingpost.train.tensorboard import write_events
@@ -228,9 +241,16 @@ def _with_launched_ranks(recipe: Recipe) -> Recipe:
     return recipe.patched(f"layout.data={launched}")
 
 
-def _launch(run: Run, recipe: Recipe) -> Run:
+def _check_sendable(recipe: Recipe) -> None:
     if problems := recipe.not_reproducible:
-        raise RecipeError("an object cannot be sent to several processes", path=problems[0], mend="use kp.call(...) on what makes it")
+        raise RecipeError(
+            "an object cannot be sent to several processes",
+            path=problems[0],
+            mend="use kp.call(...) on what makes it",
+        )
+
+
+def _launch(run: Run, recipe: Recipe) -> Run:
     code = parallel.launch(run.folder, _wanted_ranks(recipe))
     if code and run.status not in ("stopped", "failed"):
         run.set_status("failed", message=f"a process ended with exit code {code}")

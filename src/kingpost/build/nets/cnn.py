@@ -38,7 +38,12 @@ class CNNNet(nn.Module):
     """
 
     def __init__(
-        self, channels: int, widths: Sequence[int], outputs: int, norm: Norm = "batch", activation: Activation = "relu"
+        self,
+        channels: int,
+        widths: Sequence[int],
+        outputs: int,
+        norm: Norm = "batch",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         stages = [
@@ -98,7 +103,8 @@ class CNN(Technique):
         shape = setting.data.inputs[0][0]
         if len(shape) != 3:
             raise RecipeError(
-                f"needs images (channels, rows, columns), but a sample has the shape {shape}", mend="use model=mlp"
+                f"needs images (channels, rows, columns), but a sample has the shape {shape}",
+                mend="use model=mlp",
             )
         if min(shape[1:]) < 2 ** len(self.widths):
             raise RecipeError(

@@ -78,12 +78,10 @@ class GPTNet(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:  # the residual stream's variance grows with each block it passes
-            for layer in (block.attention.out, block.mlp[2]):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * depth) ** 0.5)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:  # the residual stream's variance grows with each block that writes to it
+                writes = name.endswith(("attention.out.weight", "mlp.2.weight"))
+                nn.init.normal_(p, std=0.02 / (2 * depth) ** 0.5 if writes else 0.02)
 
     def forward(self, tokens_bt: Tensor) -> Tensor:
         """Scores ``(B, T, V)``."""
@@ -114,7 +112,9 @@ class GPT(Technique):
             fits = [h for h in range(1, self.width + 1) if self.width % h == 0]
             nearest = min(fits, key=lambda h: abs(h - self.heads))
             raise RecipeError(
-                f"got {self.heads}, which does not divide the width {self.width}", path="heads", mend=f"use {nearest}"
+                f"got {self.heads}, which does not divide the width {self.width}",
+                path="heads",
+                mend=f"use {nearest}",
             )
 
     def mount(self, assembly: Assembly) -> Assembly:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
@@ -35,11 +36,7 @@ class MLPNet(nn.Module):
     def __init__(self, inputs: int, widths: Sequence[int], outputs: int, activation: Activation = "relu") -> None:
         super().__init__()
         sizes = [inputs, *widths]
-        hidden = [
-            layer
-            for a, b in zip(sizes, sizes[1:], strict=False)
-            for layer in (nn.Linear(a, b), ACTIVATIONS[activation]())
-        ]
+        hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), ACTIVATIONS[activation]())]
         self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -50,7 +50,9 @@ def uniform(step: Step, purpose: str, batch: Batch) -> Tensor:
 def _check_images(assembly: Assembly) -> None:
     shape = assembly.setting.data.inputs[0][0]
     if len(shape) != 3:
-        raise RecipeError(f"needs images (channels, rows, columns), but a sample has the shape {shape}", mend="remove it")
+        raise RecipeError(
+            f"needs images (channels, rows, columns), but a sample has the shape {shape}", mend="remove it"
+        )
 
 
 @checked
@@ -102,7 +104,8 @@ class Crop(Technique):
             batch = inner(batch, step)
             images, *others = batch.inputs
             down, right = (
-                (uniform(step, f"crop {axis}", batch) * places).long().clamp(max=places - 1) for axis in ("down", "right")
+                (uniform(step, f"crop {axis}", batch) * places).long().clamp(max=places - 1)
+                for axis in ("down", "right")
             )
             return batch.with_(inputs=(crop(images, down, right, self.pixels), *others))
 

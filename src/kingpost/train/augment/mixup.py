@@ -26,7 +26,11 @@ def mixup(batch: Batch, weight: float, partners: Tensor, classes: int = 0) -> Ba
         partners: ``(B,)`` indices into the batch.
         classes: number of classes, if targets are classes.
     """
-    targets = batch.targets if batch.targets.is_floating_point() else F.one_hot(batch.targets, classes).to(batch.inputs[0].dtype)
+    targets = (
+        batch.targets
+        if batch.targets.is_floating_point()
+        else F.one_hot(batch.targets, classes).to(batch.inputs[0].dtype)
+    )
     return batch.with_(
         inputs=tuple(x.lerp(x[partners], 1 - weight) for x in batch.inputs),
         targets=targets.lerp(targets[partners], 1 - weight),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
@@ -56,6 +56,4 @@ class Accumulate(Technique):
 
     def mount(self, assembly: Assembly) -> Assembly:
         """The assembly whose gradient is accumulated."""
-        return assembly.with_(
-            gradient=accumulated(assembly.gradient, self.micro_batches, assembly.layout.local)
-        )
+        return assembly.with_(gradient=accumulated(assembly.gradient, self.micro_batches, assembly.layout.local))

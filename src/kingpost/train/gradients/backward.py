@@ -43,14 +43,17 @@ class Backward:
         self.pieces = 1
 
     def __call__(self, model: nn.Module, objective: Objective, batch: Batch, step: Step) -> Loss:
+        """The gradient of the batch, in so many pieces."""
         if self.pieces == 1:
             return backward(model, objective, batch, step)
         return merged([backward(model, objective, piece, step) for piece in batch.split(self.pieces)])
 
     def state_dict(self) -> dict[str, int]:
+        """The number of pieces."""
         return {"pieces": self.pieces}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with so many pieces."""
         self.pieces = state["pieces"]
 
 
@@ -76,5 +79,3 @@ def clear_gradients(model: nn.Module) -> None:
     """Forget the gradients, whether or not an optimizer holds the parameters."""
     for p in model.parameters():
         p.grad = None
-
-

@@ -17,7 +17,7 @@ from kingpost.train.optimise.groups import can_fuse, decay_groups
 
 @checked
 class SGD(Technique):
-    """Gradient descent: ``v = momentum * v + g``, ``w = w - lr * v``; with Nesterov ``w = w - lr * (g + momentum * v)``.
+    """Gradient descent: ``v = momentum * v + g``, then ``w = w - lr * v``; Nesterov: ``w - lr * (g + momentum * v)``.
 
     Fails when the curvature differs much between directions: the rate that is safe for the steep ones is slow
     for the flat ones. Source: Sutskever et al., "On the importance of initialization and momentum", 2013.
@@ -36,7 +36,9 @@ class SGD(Technique):
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
-            raise RecipeError("Nesterov needs momentum, got 0", path="momentum", mend="set momentum=0.9 or nesterov=false")
+            raise RecipeError(
+                "Nesterov needs momentum, got 0", path="momentum", mend="set momentum=0.9 or nesterov=false"
+            )
 
     def mount(self, assembly: Assembly) -> Assembly:
         """The assembly with this optimizer."""

@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kingpost.assembly import Assembly, Slot, Step, Update
 from kingpost.option import checked
@@ -37,7 +36,8 @@ class Average:
             return
         values = [self.values[name] for name in current]
         with torch.no_grad():
-            get_ema_multi_avg_fn(self.decay)(values, list(current.values()), torch.tensor(0))
+            for value, new in zip(values, current.values(), strict=True):
+                value.lerp_(new, 1 - self.decay)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:

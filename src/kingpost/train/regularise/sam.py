@@ -20,7 +20,7 @@ from kingpost.train.gradients.backward import clear_gradients, gradients
 def sharpness_aware(gradient: Gradient, rho: float) -> Gradient:
     """A gradient taken at ``w + rho * g / |g|``, where ``g`` is the gradient at ``w``.
 
-    ``gradient`` is called twice and must fill ``.grad`` of the whole batch each time; the loss returned is that at ``w``.
+    ``gradient`` is called twice and must fill ``.grad`` for the whole batch each time; the loss is that at ``w``.
     """
 
     def sharpness(model: nn.Module, objective: Objective, batch: Batch, step: Step) -> Loss:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html.parser import HTMLParser
+
+from kingpost.run import Run
+
+MakeRun = Callable[..., Run]
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -43,3 +48,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] != "style":
             self.text += " ".join(data.split()) + " " if data.strip() else ""
+
+
+ReadPage = Callable[[str], Page]
