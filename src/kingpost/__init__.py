@@ -33,6 +33,7 @@ WHERE = {
     "train": "kingpost.verbs",
     "resume": "kingpost.verbs",
     "predict": "kingpost.train.predict",
+    "load_model": "kingpost.train.predict",
     "report": "kingpost.report.html",
 }
 
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from kingpost.run import Run as Run
     from kingpost.technique import Technique as Technique
     from kingpost.train.planning import plan as plan
+    from kingpost.train.predict import load_model as load_model
     from kingpost.train.predict import predict as predict
     from kingpost.verbs import resume as resume
     from kingpost.verbs import train as train

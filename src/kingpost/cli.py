@@ -49,9 +49,9 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _ended(run: Any, args: argparse.Namespace) -> int:
-    from kingpost.train.parallel import is_rank_zero
+    from kingpost.train.parallel import is_rank_zero, was_launched
 
-    if is_rank_zero() and not (args.quiet and not args.json):
+    if is_rank_zero() and not was_launched() and not (args.quiet and not args.json):
         after = "" if run.status != "finished" else _what_next(run)
         _print(run.to_value() if args.json else f"{run}{after}", args)
     return 128 + int(run.summary.get("signal", 0)) if run.status == "stopped" else 0
@@ -104,14 +104,17 @@ def _runs(args: argparse.Namespace) -> int:
         seconds = f"{summary['seconds']:.1f}" if "seconds" in summary else ""
         table.add_row(run.name, run.status, *(str(c) if c is not None else "" for c in cells), seconds,
                       _brief(summary.get("best")), _brief(summary.get("test")))  # fmt: skip
-    Console().print(table)
+    console = Console()
+    with console.capture() as captured:  # rich itself would answer a closed pipe with exit code 1
+        console.print(table)
+    print(captured.get(), end="")
     return 0
 
 
-def _brief(figures: dict[str, float] | None) -> str:
+def _brief(figures: dict[str, float | None] | None) -> str:
     """The loss and the first metric."""
     shown = [(key, value) for key, value in (figures or {}).items() if key != "epoch"][:2]
-    return ", ".join(f"{key.removeprefix('validation_')} {value:.4g}" for key, value in shown)
+    return ", ".join(f"{key.removeprefix('validation_')} {value:.4g}" for key, value in shown if value is not None)
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -133,7 +136,7 @@ def _schema(args: argparse.Namespace) -> int:
 RECIPE = (("recipe",), {"help": "a YAML file, or the name of a recipe that comes with kingpost (digits)"})
 CHANGES = (
     ("changes",),
-    {"nargs": "*", "metavar": "key=value", "help": "overrides, such as optimizer.lr=0.01"},
+    {"nargs": "*", "default": [], "metavar": "key=value", "help": "overrides, such as optimizer.lr=0.01"},
 )
 RUN = (("run",), {"help": "a run's folder, or its name under runs/"})
 RUNS_FOLDER = (
@@ -206,7 +209,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
             raise RecipeError(f"unknown command '{words[0]}'", mend=nearest(words[0], COMMANDS))
         args = _parse(words)
-        return COMMANDS[args.command].run(args)
+        code = COMMANDS[args.command].run(args)
+        sys.stdout.flush()  # here a closed pipe can still be told from a fault
+        return code
     except KingpostError as error:
         if wants_json:
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))

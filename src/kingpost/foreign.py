@@ -54,6 +54,9 @@ class Foreign(Technique):
                 f"{_describe(self.target)} is not a kingpost {self.kind}",
                 mend=f"pass a subclass; by name: {nearest('', catalogue.CATALOGUE.get(self.kind, {}))}",
             )
+        if not callable(self.target) and not isinstance(self.target, torch.optim.Optimizer):
+            known = nearest("", catalogue.CATALOGUE[self.kind])
+            raise RecipeError(f"got {self.target!r}", mend=f"pass a name, an object or what makes it; {known}")
         if not self.reference:
             object.__setattr__(self, "reference", _reference_to(self.target))
         object.__setattr__(self, "touches", frozenset({SLOT_OF_KIND[self.kind]}))
@@ -78,21 +81,15 @@ class Foreign(Technique):
             return assembly.with_(model=self._model())
         if self.kind == "optimizer":
             return assembly.with_(optimizer=self._optimizer)
-        self._check_callable()
         if self.kind == "initialise":
             return assembly.with_(initialise=self._initialise)
         return assembly.with_(
             schedule=lambda step, total_steps: float(self.target(step, total_steps, **self.arguments))
         )
 
-    def _check_callable(self) -> None:
-        if not callable(self.target):
-            raise RecipeError(f"expected a callable for '{self.kind}', got {_describe(self.target)}")
-
     def _model(self) -> nn.Module:
         model = self.target
         if not isinstance(model, nn.Module):
-            self._check_callable()
             _check_arguments(self.target, self.arguments, given=0)
             model = self.target(**self.arguments)
         if not isinstance(model, nn.Module):
@@ -101,7 +98,10 @@ class Foreign(Technique):
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         if not isinstance(self.target, torch.optim.Optimizer):
-            _check_arguments(self.target, self.arguments, given=1)
+            try:
+                _check_arguments(self.target, self.arguments, given=1)
+            except RecipeError as error:  # made after mounting, where nobody else adds the path
+                raise error.under(self.kind) from error.__cause__
             made = self.target([p for p in model.parameters() if p.requires_grad], **self.arguments)
             return cast(torch.optim.Optimizer, made)
         held = {id(p) for group in self.target.param_groups for p in group["params"]}

@@ -44,7 +44,8 @@ class Option:
     """Base of all that can stand in a recipe; subclasses are decorated with :func:`checked`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
+        extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @classmethod
@@ -112,7 +113,7 @@ def choose(kind: str, value: object) -> Option:
     0.1
     """
     if isinstance(value, Option):
-        return value
+        return _of_kind(kind, value)
     if isinstance(value, str):
         value = {NAME: value}
     if not isinstance(value, Mapping):
@@ -131,8 +132,28 @@ def choose(kind: str, value: object) -> Option:
         )
     found = catalogue.find(kind, name)
     if isinstance(found, type) and issubclass(found, Option):
-        return found.from_value(rest)
+        return _of_kind(kind, found.from_value(rest))
     return _foreign(kind, target=found, reference=name, arguments=rest)
+
+
+def _of_kind(kind: str, option: Option) -> Option:
+    """The option itself, if it can stand where something of this kind is wanted."""
+    slots = getattr(option, "touches", None)
+    fits = {
+        "data": hasattr(option, "open"),
+        "task": hasattr(option, "criterion"),
+        "technique": slots is not None and not _is_listed(option, other_than=kind),
+    }.get(kind, slots is not None and kind in slots)
+    if not fits:
+        raise RecipeError(
+            f"'{option.name}' is no {kind}" + (f" (it touches {', '.join(sorted(slots))})" if slots else ""),
+            mend=nearest("", catalogue.CATALOGUE[kind]),
+        )
+    return option
+
+
+def _is_listed(option: Option, other_than: str) -> bool:
+    return any(option.name in names for kind, names in catalogue.CATALOGUE.items() if kind != other_than)
 
 
 def plain(value: object) -> Any:
@@ -231,8 +252,16 @@ def _explained(cls: type, error: pydantic.ValidationError) -> RecipeError:
         return RecipeError("unknown key", path=path, mend=nearest(path, known))
     if detail["type"] in ("missing_keyword_only_argument", "missing"):
         return RecipeError("required, but not given", path=path, mend=f"{cls.__name__} takes: {', '.join(known)}")
+    if detail["type"] == "is_instance_of" and isinstance(kind := _kinds(cast(Any, cls)).get(path), Kind):
+        return RecipeError(f"got {detail['input']!r}", path=path, mend=nearest("", catalogue.CATALOGUE[kind.kind]))
+    if detail["type"] == "string_pattern_mismatch":
+        return RecipeError(f"got {detail['input']!r}", path=path, mend=f"expected: {_described(cls, path)}")
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return RecipeError(f"got {detail['input']!r}: {message}", path=path, mend=_allowed(cls, path))
+
+
+def _described(cls: type, field: str) -> str:
+    return cast(Any, cls).__pydantic_fields__[field].description or "other text"
 
 
 def _allowed(cls: type, path: str) -> str:
@@ -265,7 +294,7 @@ def _type_words(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(str(item) for item in arguments)
     if typing.get_origin(hint) is tuple:
-        return f"a list of {_type_words(arguments[0])}"
+        return f"a list, each {_type_words(arguments[0])}"
     if arguments and typing.get_origin(hint) is not dict:
         return " or ".join(_type_words(item) for item in arguments)
     return getattr(hint, "__name__", str(hint))

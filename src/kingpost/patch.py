@@ -34,9 +34,7 @@ class Change:
     operator: Operator = "="
 
     def __str__(self) -> str:
-        value = plain(self.value)
-        text = value if isinstance(value, str) else yaml_text.dump(value).removesuffix("...\n").strip()
-        return f"{self.key}{self.operator}{text}"
+        return f"{self.key}{self.operator}{yaml_text.dump_line(plain(self.value))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +151,16 @@ def _listed(old: Any, kind: Kind | type[Option] | None, change: Change) -> tuple
         raise RecipeError(f"{change.operator} is for lists", path=change.key, mend=f"write {change.key}=...")
     if change.operator == "+=":
         added = change.value if isinstance(change.value, list | tuple) else [change.value]
-        try:
-            chosen = [choose(kind.kind, item) if isinstance(kind, Kind) else item for item in added]
-        except RecipeError as error:
-            raise error.under(change.key) from error.__cause__
-        return (*old, *chosen)
+        return (*old, *(_chosen(kind, item, f"{change.key}.{len(old) + index}") for index, item in enumerate(added)))
     index = _element(old, str(change.value), change.key)
     return (*old[:index], *old[index + 1 :])
+
+
+def _chosen(kind: Kind | type[Option] | None, item: Any, path: str) -> Any:
+    try:
+        return choose(kind.kind, item) if isinstance(kind, Kind) else item
+    except RecipeError as error:
+        raise error.under(path) from error.__cause__
 
 
 def _element(items: tuple[Any, ...], which: str, path: str) -> int:

@@ -40,10 +40,14 @@ class Budget(Option):
         if len(given) != 1:
             raise RecipeError(
                 f"exactly one of epochs, steps, seconds must be given, got {' and '.join(given) or 'none'}",
-                mend=f"set the others to null: {' '.join(f'budget.{name}=null' for name in given[1:])}"
-                if given
-                else "",
+                mend="keep one of them" if given else "for example epochs: 10",
             )
+
+    def with_(self, **changes: object) -> Self:
+        """A copy with another budget; one that is given takes the place of the others."""
+        given = [name for name, value in changes.items() if value is not None]
+        others: dict[str, object] = dict.fromkeys(field_names(Budget)) if len(given) == 1 else {}
+        return super().with_(**(others | changes))
 
 
 @unnamed
@@ -148,7 +152,8 @@ class Recipe(Option):
         except yaml.YAMLError as error:
             raise RecipeError(f"not valid YAML: {error}", path=where) from error
         if not isinstance(value, Mapping):
-            raise RecipeError(f"expected keys and values, got {type(value).__name__}", path=where)
+            got = "an empty file" if value is None else repr(value)[:60]
+            raise RecipeError(f"expected keys and values, got {got}", path=where, mend="see recipes/digits.yaml")
         try:
             return cls.from_value({str(key): item for key, item in value.items()})
         except RecipeError as error:
@@ -174,7 +179,7 @@ class Recipe(Option):
             path = bundled[str(path)]
         if not path.is_file():
             here = {p.stem: p for p in path.parent.glob("*.yaml")}
-            raise RecipeError(f"no recipe '{path}'", mend=nearest(path.stem, here or bundled))
+            raise RecipeError(f"no recipe '{path}'", mend=nearest(path.stem, {**bundled, **here}))
         return cls.from_yaml(path.read_text(encoding="utf-8"), where=str(path))
 
     def save_to(self, path: Path | str) -> None:

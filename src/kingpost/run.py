@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ class Run:
 
     def set_status(self, status: Status, **figures: Any) -> None:
         """Note in ``run.json`` how far the run is; figures given earlier are kept."""
-        write_json(self.folder / "run.json", {**self.summary, "status": status, **figures})
+        write_json(self.folder / "run.json", _without_nan({**self.summary, "status": status, **figures}))
 
     def write_results(self, rows: Sequence[Mapping[str, float | int]]) -> None:
         """Write ``results.csv``, whole."""
@@ -182,5 +183,12 @@ def _text(value: float | int | None) -> str:
     return "" if value is None else repr(value)
 
 
-def _figures(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
+def _figures(figures: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{key} {'undefined' if value is None else f'{value:.6g}'}" for key, value in figures.items())
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no not-a-number: a figure that is not defined (R2 of one sample) becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -137,7 +137,7 @@ class Source(Option):
         Raises:
             DataError: this source cannot read single files, or the file does not fit.
         """
-        raise DataError(f"'{self.name}' data has no files to predict on; use --split test")
+        raise DataError(f"'{self.name}' data has no files to predict on; use --part test")
 
 
 def original_units(values: Tensor, fitted: Mapping[str, Any]) -> Tensor:

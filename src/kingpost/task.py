@@ -25,11 +25,13 @@ class Task(Option):
         metric: name of the score that chooses the best weights: ``loss``, or one of :meth:`metrics`.
         higher_is_better: direction of that score.
         unit: of the loss.
+        whole_targets: whether metrics want the targets as whole numbers.
     """
 
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
     unit: ClassVar[str] = "nats"
+    whole_targets: ClassVar[bool] = False
 
     @abstractmethod
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:

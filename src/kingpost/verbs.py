@@ -14,18 +14,19 @@ from kingpost.train import train as training
 
 def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
     """Train a recipe in a new folder ``root/NAME``, and write its report; see :func:`kingpost.train.train.train`."""
-    return _reported(training.train(recipe, root, quiet))
+    return _reported(training.train(recipe, root, quiet), recipe)
 
 
 def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Run:
     """Go on with a run, and write its report; see :func:`kingpost.train.train.resume`."""
-    return _reported(training.resume(folder, *changes, quiet=quiet))
+    run = training.resume(folder, *changes, quiet=quiet)
+    return _reported(run, run.recipe)
 
 
-def _reported(run: Run) -> Run:
+def _reported(run: Run, recipe: Recipe) -> Run:
     if parallel.launched_ranks() > 1 and not parallel.is_rank_zero():
         return run
-    if run.status == "finished" and run.recipe.save.report:
+    if run.status == "finished" and recipe.save.report:
         from kingpost.report.html import report
 
         try:

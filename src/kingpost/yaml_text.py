@@ -5,6 +5,7 @@ PyYAML follows YAML 1.1, where it is the other way round; the rules here are tho
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -28,17 +29,23 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan"
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 _SCALARS = [
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     ("tag:yaml.org,2002:float", _FLOAT, "-+.0123456789"),
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
     ("tag:yaml.org,2002:merge", r"<<", "<"),
 ]  # fmt: skip
+
+
+def _base(text: str) -> int:
+    return {"0o": 8, "0x": 16}.get(text[:2], 10)
+
+
 for _tag, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), [c if c != "\0" else "" for c in _first])
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value, _base(node.value)))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -88,3 +95,15 @@ def dump(value: Any) -> str:
     widths: [2, 1]
     """
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def dump_line(value: Any) -> str:
+    """A value as YAML in flow style: one line, unless a text within it has more.
+
+    >>> dump_line({"lr": 0.1, "name": "1"}), dump_line("no"), dump_line([])
+    ("{lr: 0.1, name: '1'}", 'no', '[]')
+    """
+    text = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf, default_flow_style=True
+    )
+    return text.removesuffix("...\n").removesuffix("\n")

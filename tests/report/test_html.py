@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_a_real_run_gives_one_self_contained_page(tmp_path: Path, read_page: Rea
         "batch_size: 64",
     ):
         assert said in page.text
-    assert f"kingpost predict {run.folder} --split test" in page.text
+    assert f"kingpost predict {run.folder} --part test" in page.text
     assert f"kingpost resume {run.folder} budget.steps=60" in page.text
     assert report(run).read_text(encoding="utf-8") == text
 
@@ -218,3 +219,14 @@ def test_a_single_step_is_a_visible_point(make_run: MakeRun) -> None:
     svgs = re.findall(r"<svg.*?</svg>", render(make_run(steps=1)), flags=re.DOTALL)
     assert all("fill: var(--blue)" in svg for svg in svgs[2:])  # a line has a stroke, only a marker is filled
     assert "mean over" not in svgs[2]
+
+
+def test_every_command_is_one_that_the_command_line_takes(make_run: MakeRun, read_page: ReadPage) -> None:
+    """Only parsed: what the commands do is tested where they live."""
+    from kingpost.cli import _parse
+
+    text = read_page(render(make_run())).text.split("What next")[1]
+    lines = re.findall(r"kingpost (?:predict|resume|train) [^:]*?(?= Pred| Train| The|\s*$)", text)
+    assert len(lines) == 5
+    for line in lines:
+        _parse(shlex.split(line)[1:])

@@ -46,6 +46,8 @@ class TensorSplit(Split):
                 targets = self.targets[rows]
                 yield Batch(tuple(x[rows] for x in self.inputs), targets, 0, len(targets))
             return
+        if order.start * size >= samples:  # all done; splitting nothing would give one empty batch
+            return
         indices = order.indices(samples)
         for chunk in torch.split(indices[order.start * size :], size * self._batches_per_chunk(size)):
             inputs = [torch.split(x.index_select(0, chunk), size) for x in self.inputs]

@@ -237,8 +237,8 @@ def _commands(run: Run, recipe: Mapping[str, Any], summary: Mapping[str, Any]) -
         found.append(("Go on from the newest checkpoint:", _command("resume", folder)))
     else:
         if summary.get("test"):
-            found.append(("Predictions for the test part:", _command("predict", folder, "--split", "test")))
-        found.append(("Predictions for new samples:", _command("predict", folder) + " FILE"))
+            found.append(("Predictions for the test part:", _command("predict", folder, "--part", "test")))
+        found.append(("Predictions for new samples:", _command("predict", folder, "--input", "FILE")))
         if not str(summary.get("message", "")).startswith(EARLY):
             key, value = next((key, value) for key, value in recipe["budget"].items() if value is not None)
             purpose = "Train on, to twice the budget (the schedule is stretched to it):"

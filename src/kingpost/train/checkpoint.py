@@ -34,7 +34,7 @@ def save(folder: Path, step: int, epoch: int, state: dict[str, Any], keep: int) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    final = folder / f"step-{step:09d}-epoch-{epoch:06d}"
+    final = folder / name_of(step, epoch)
     if final.exists():
         return final
     temporary = folder / f".{final.name}.tmp"
@@ -74,6 +74,15 @@ def load_newest(folder: Path, device: torch.device, damaged: Callable[[Path, str
     if found:
         raise RunError(f"all {len(found)} checkpoints in {folder} are damaged; train again from the recipe")
     return None
+
+
+def name_of(step: int, epoch: int) -> str:
+    """Name of the checkpoint of a place in the run; sorted by name they are sorted by age.
+
+    >>> name_of(step=12, epoch=3)
+    'step-000000012-epoch-000003'
+    """
+    return f"step-{step:09d}-epoch-{epoch:06d}"
 
 
 def all_in(folder: Path) -> list[Path]:

@@ -58,6 +58,7 @@ def evaluate(
             data += float(task.criterion(raw, batch.targets))
             items += task.items(batch.targets)
             predictions, targets = in_own_unit(task.predictions(raw), batch.targets, fitted)
+            targets = targets.long() if task.whole_targets else targets
             for metric in metrics.values():
                 metric.update(predictions, targets)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -55,7 +56,7 @@ def _first_bad_weight(model: nn.Module) -> str:
 def _first_bad_input(batch: Batch) -> str:
     for index, x in enumerate(batch.inputs):
         if x.is_floating_point() and not x.isfinite().all():
-            row = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+            row = int((~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[0])
             return f"input {index} of the batch holds {_kind(x)}, first in sample {row} of the batch"
     if batch.targets.is_floating_point() and not batch.targets.isfinite().all():
         return f"the targets of the batch hold {_kind(batch.targets)}"
@@ -90,15 +91,39 @@ def _first_bad_gradient(assembly: Assembly, batch: Batch, step: Step) -> str:
     clear_gradients(assembly.model)
     operation = ""
     try:
-        with torch.autograd.detect_anomaly(check_nan=True):
+        with _anomaly_mode():
             assembly.gradient(assembly.model, assembly.objective, batch, step)
     except RuntimeError as error:
         operation = f" (operation: {str(error).splitlines()[0]})"
+        clear_gradients(assembly.model)
+        assembly.gradient(assembly.model, assembly.objective, batch, step)  # what was raised left gradients unfilled
     # The backward pass goes from last to first, so the last module with a bad gradient is where it arose.
     for name, p in reversed(list(assembly.model.named_parameters())):
         if p.grad is not None and not p.grad.isfinite().all():
             return f"the outputs are finite, but the gradient of '{name}' holds {_kind(p.grad)}{operation}"
     return f"the outputs are finite, but the gradient is not{operation}" if operation else ""
+
+
+@contextmanager
+def _anomaly_mode() -> Iterator[None]:
+    """Torch names the operation that made a NaN; its warnings would only say that this is on, and where."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.detect_anomaly(check_nan=True):
+            yield
+
+
+@contextmanager
+def buffers_kept_on_error(model: nn.Module) -> Iterator[None]:
+    """Forward passes move running statistics, also those of a step that fails; on an error they are put back."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for buffer, old in before:
+                buffer.copy_(old)
+        raise
 
 
 def _kind(value: Tensor) -> str:

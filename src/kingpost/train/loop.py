@@ -22,7 +22,13 @@ from kingpost.train import checkpoint
 from kingpost.train.environment import peak_memory_mebibytes
 from kingpost.train.evaluate import evaluate, shard
 from kingpost.train.gradients.backward import clear_gradients, gradients
-from kingpost.train.guards import StopRequest, explain_non_finite, gradient_norm, take_gradient
+from kingpost.train.guards import (
+    StopRequest,
+    buffers_kept_on_error,
+    explain_non_finite,
+    gradient_norm,
+    take_gradient,
+)
 from kingpost.train.history import StepLog
 from kingpost.train.parallel import barrier
 from kingpost.train.progress import Display
@@ -43,11 +49,12 @@ def fit(job: Job, request: StopRequest) -> None:
             batch, step.items = job.own_part(batch)
             rate = job.set_learning_rates()
 
-            loss, pieces = take_gradient(a, job.replica, batch, step)
-            norm = gradient_norm(gradients(model))
-            if loss.finite:
-                if not math.isfinite(norm):
+            with buffers_kept_on_error(model):
+                loss, pieces = take_gradient(a, job.replica, batch, step)
+                norm = gradient_norm(gradients(model))
+                if loss.finite and not math.isfinite(norm):
                     raise explain_non_finite(a, batch, step)
+            if loss.finite:
                 a.update(model, job.optimizer, step)
             clear_gradients(model)
 

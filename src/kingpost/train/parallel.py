@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from kingpost.option import checked
 from kingpost.technique import Technique
 
 T = TypeVar("T")
+LAUNCHED = "KINGPOST_LAUNCHED"
 
 
 @checked
@@ -127,6 +129,11 @@ def is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def was_launched() -> bool:
+    """Whether :func:`launch` in another process started this one; that other one reports the outcome."""
+    return LAUNCHED in os.environ
+
+
 def is_rank_zero() -> bool:
     """The same by what torchrun says, also outside the process group."""
     return os.environ.get("RANK", "0") == "0"
@@ -154,9 +161,15 @@ def launch(folder: Path, ranks: int, words: Sequence[str] = ()) -> int:
     A signal to stop is passed on, so that the processes save before they end.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(ranks)))}
+    environment = {
+        **os.environ,
+        LAUNCHED: "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(ranks))),
+    }
     process = subprocess.Popen([*command, "-m", "kingpost", "resume", str(folder), *words], env=environment)
-    previous = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in (signal.SIGTERM,)}
+    previous: dict[signal.Signals, Any] = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's business
+        previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda n, _: process.send_signal(n))
     try:
         return process.wait()
     finally:

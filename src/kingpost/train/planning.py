@@ -156,7 +156,7 @@ def _rate_figures(assembly: Assembly, rate: float) -> Iterator[Figure]:
 
 def _measured(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterator[Figure]:
     """Time a few real steps; the weights are thrown away."""
-    assembly = assemble(recipe, dataset, device)
+    assembly = assemble(_with_copies(recipe), dataset, device)
     optimizer = assembly.optimizer(assembly.model)
     seconds: list[float] = []
     assembly.model.train()
@@ -185,28 +185,43 @@ def _measured(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterato
 
 def _countable(recipe: Recipe, dataset: Dataset, mode: FakeTensorMode) -> Recipe:
     """The recipe with what would look at values replaced by what costs the same and does not."""
+    recipe = _with_copies(recipe)
     task = copy.copy(task_of(recipe, dataset))
     object.__setattr__(task, "items", lambda targets: targets.numel())
     techniques: tuple[Technique, ...] = tuple(BF16() if isinstance(t, FP16) else t for t in recipe.techniques)
-    model = recipe.model
+    model, optimizer = recipe.model, recipe.optimizer
     if isinstance(model, Foreign) and isinstance(model.target, nn.Module):
-        model = model.with_(target=_without_memory(model.target, mode))
-    return recipe.with_(task=task, techniques=techniques, model=model)
+        held = optimizer.target if isinstance(optimizer, Foreign) else None
+        _forget_memory(model.target, held if isinstance(held, torch.optim.Optimizer) else None, mode)
+    return recipe.with_(task=task, techniques=techniques)
 
 
-def _without_memory(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of a module whose tensors have shapes only; tensors that were shared still are."""
+def _with_copies(recipe: Recipe) -> Recipe:
+    """The recipe with copies of the objects that were passed in, so that nothing happens to those."""
+    parts = {key: getattr(recipe, key) for key in ("model", "optimizer")}
+    given = {key: part for key, part in parts.items() if isinstance(part, Foreign) and not part.reference}
+    with unset_fake_temporarily():  # at once: what was shared still is
+        copies = copy.deepcopy({key: part.target for key, part in given.items()})
+    return recipe.with_(**{key: part.with_(target=copies[key]) for key, part in given.items()})
+
+
+def _forget_memory(module: nn.Module, optimizer: torch.optim.Optimizer | None, mode: FakeTensorMode) -> None:
+    """Replace all tensors of a module by such that have shapes only; tensors that were shared still are."""
     with unset_fake_temporarily():
-        copied = copy.deepcopy(module)
         fakes: dict[int, nn.Parameter] = {}
-        for part in copied.modules():
+        groups = optimizer.param_groups if optimizer else []
+        for p in [*module.parameters(), *(p for group in groups for p in group["params"])]:
+            if id(p) not in fakes:
+                fakes[id(p)] = nn.Parameter(mode.from_tensor(p.detach()), requires_grad=p.requires_grad)
+        for group in groups:
+            group["params"] = [fakes[id(p)] for p in group["params"]]
+        if optimizer:
+            optimizer.state.clear()
+        for part in module.modules():
             for name, p in part._parameters.items():
-                if p is not None and id(p) not in fakes:
-                    fakes[id(p)] = nn.Parameter(mode.from_tensor(p.detach()), requires_grad=p.requires_grad)
                 part._parameters[name] = None if p is None else fakes[id(p)]
             for name, b in part._buffers.items():
                 part._buffers[name] = None if b is None else mode.from_tensor(b)
-    return copied
 
 
 def _fake_batch(assembly: Assembly, dataset: Dataset, samples: int, device: torch.device) -> Batch:

@@ -50,7 +50,7 @@ class LossScale:
 
     def unscale(self, grads: list[Tensor]) -> bool:
         """Divide the gradients by the scale; returns whether they are all finite, and adapts the scale."""
-        infinite = torch.zeros(1, device=grads[0].device)
+        infinite = torch.zeros(1, dtype=torch.float32, device=grads[0].device)  # the kernel wants no other
         torch._amp_foreach_non_finite_check_and_unscale_(grads, infinite, torch.full_like(infinite, 1 / self.scale))
         finite = not infinite.item()
         self.good_steps = self.good_steps + 1 if finite else 0

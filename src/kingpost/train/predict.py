@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kingpost.assembly import Layout
-from kingpost.errors import DataError, RunError
+from kingpost.errors import DataError, RunError, nearest
 from kingpost.files import write_text
 from kingpost.run import Run
 from kingpost.source import Dataset, Split
@@ -104,7 +104,7 @@ def predict(
     elif part in dataset.splits:
         split = dataset.splits[part]
     else:
-        raise DataError(f"the data has no part '{part}'; it has: {', '.join(dataset.splits)}")
+        raise DataError(f"the data has no part '{part}'; {nearest(part, dataset.splits)}")
     size = batch_size or 4 * run.recipe.batch_size
     values = torch.cat(
         [_values(raw, batch.targets, task, dataset) for raw, batch in outputs(model, split, size, where, Layout())]

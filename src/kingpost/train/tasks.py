@@ -147,6 +147,7 @@ class MultiLabel(Task):
 
     metric: ClassVar[str] = "average_precision"
     higher_is_better: ClassVar[bool] = True
+    whole_targets: ClassVar[bool] = True
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, summed over samples and labels."""

@@ -55,7 +55,7 @@ def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
     ranks = parallel.launched_ranks()
     if ranks == 1 and _wanted_ranks(recipe) > 1:
         _check_sendable(recipe)
-        return _launch(Run.create(recipe, root), recipe)
+        return _launch(Run.create(recipe, root), recipe, quiet)
     with parallel.process_group(recipe.layout) as device:
         folder = parallel.from_first(str(Run.create(recipe, root).folder) if parallel.is_first() else "")
         return _execute(Run(Path(folder)), recipe, device, quiet)
@@ -84,13 +84,24 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Ru
                     mend="train a new run; only budget.* and save.* can",
                 )
         recipe = patch.apply(recipe)
+    if recipe == run.recipe and _is_at_its_end(run):
+        said = f"run {run.folder} is finished; nothing to do (a larger budget would go on, for example budget.epochs=N)"
+        Display(run.name, quiet=quiet or not parallel.is_rank_zero()).say(said)
+        return run
     if parallel.launched_ranks() == 1 and _wanted_ranks(recipe) > 1:
         recipe.save_to(run.folder / "recipe.yaml")
-        return _launch(run, recipe)
+        return _launch(run, recipe, quiet)
     with parallel.process_group(recipe.layout) as device:
         if parallel.is_first():
             recipe.save_to(run.folder / "recipe.yaml")
         return _execute(run, recipe, device, quiet)
+
+
+def _is_at_its_end(run: Run) -> bool:
+    """Whether a run has finished, and no checkpoint says that it was taken back since."""
+    end = run.summary
+    newest = checkpoint.all_in(run.folder / "checkpoints")[-1:]
+    return run.status == "finished" and all(p.name == checkpoint.name_of(end["step"], end["epoch"]) for p in newest)
 
 
 def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) -> Job:
@@ -112,7 +123,8 @@ def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) ->
     for finding in damaged:
         display.say(str(finding))
     if first:
-        remove_leftovers(run.folder)
+        for place in (run.folder, run.folder / "weights"):
+            remove_leftovers(place)
         job.log = StepLog(run.folder / "steps.csv", rows)
         if damaged:  # they would come back as the newest once enough steps are done
             for finding in damaged:
@@ -250,8 +262,8 @@ def _check_sendable(recipe: Recipe) -> None:
         )
 
 
-def _launch(run: Run, recipe: Recipe) -> Run:
-    code = parallel.launch(run.folder, _wanted_ranks(recipe))
+def _launch(run: Run, recipe: Recipe, quiet: bool) -> Run:
+    code = parallel.launch(run.folder, _wanted_ranks(recipe), ["--quiet"] if quiet else [])
     if code and run.status not in ("stopped", "failed"):
         run.set_status("failed", message=f"a process ended with exit code {code}")
     if run.status == "failed":

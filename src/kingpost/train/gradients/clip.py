@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Gt
+from pydantic import AllowInfNan
 from torch import nn
 
 from kingpost.assembly import Assembly, Slot, Step, Update
@@ -32,7 +33,7 @@ class Clip(Technique):
     what it says. Compare with ``gradient_norm`` in steps.csv. Source: Pascanu, Mikolov and Bengio, arXiv 1211.5063.
     """
 
-    norm: Annotated[float, Gt(0)] = 1.0
+    norm: Annotated[float, Gt(0), AllowInfNan(True)] = 1.0
     """Largest L2 norm over all parameters, in units of the mean loss per unit of weight."""
 
     touches: ClassVar[frozenset[Slot]] = frozenset({"update"})

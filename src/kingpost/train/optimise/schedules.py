@@ -34,11 +34,11 @@ def one_cycle(step: int, total_steps: int, rise: float = 0.3, start: float = 0.0
 
     Source: Smith and Topin, "Super-Convergence", arXiv 1708.07120.
 
-    >>> [round(one_cycle(step, 11, rise=0.5, start=0.1), 2) for step in range(0, 11, 2)]
-    [0.1, 0.51, 1.0, 0.91, 0.43, 0.0]
+    >>> [round(one_cycle(step, 10, rise=0.5, start=0.1), 2) for step in range(10)]
+    [0.1, 0.23, 0.55, 0.87, 1.0, 0.9, 0.65, 0.35, 0.1, 0.0]
     """
     top = rise * total_steps - 1
-    if step <= top:
+    if step < top:  # the top may be at step 0, so it belongs to the fall
         low, high, progress = start, 1.0, step / top
     else:
         low, high, progress = 1.0, end, (step - top) / (total_steps - 1 - top)

@@ -27,6 +27,7 @@ class Average:
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.values: dict[str, Tensor] = {}
+        self.placed = False
 
     def add(self, model: nn.Module) -> None:
         """Count the model's present weights: ``a = decay * a + (1 - decay) * w``."""
@@ -41,13 +42,15 @@ class Average:
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
-        """The averaged weights in the model, and its own again afterwards."""
-        current = _floating(model) if self.values else {}
+        """The averaged weights in the model, and its own again afterwards; a context inside another changes nothing."""
+        current = _floating(model) if self.values and not self.placed else {}
+        outermost, self.placed = not self.placed, True
         _swap(self.values, current)
         try:
             yield
         finally:
             _swap(self.values, current)
+            self.placed = not outermost
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages."""
