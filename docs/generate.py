@@ -322,8 +322,8 @@ def contracts_page() -> str:
             *meaning,
             "",
             "Each is checked on a toy task of a few steps, in 64 bits where the technique allows it. What a contract "
-            "says exactly, and with which tolerance, stands in `tests/contract/test_contracts.py`. A number instead of a "
-            "tick points to the note below the table.\n",
+            "says exactly, and with which tolerance, stands in `tests/contract/test_contracts.py`. A number instead of "
+            "a tick points to the note below the table.\n",
             table(("", *columns), rows),
             *[f"{number}. {note}" for number, note in enumerate(notes, 1)],
             "",

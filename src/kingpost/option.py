@@ -44,7 +44,10 @@ class Option:
     """Base of all that can stand in a recipe; subclasses are decorated with :func:`checked`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", strict=True, arbitrary_types_allowed=True, use_attribute_docstrings=True,
+        extra="forbid",
+        strict=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
 

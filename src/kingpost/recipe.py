@@ -122,7 +122,10 @@ class Recipe(Option):
     @property
     def not_reproducible(self) -> list[str]:
         """The keys that hold objects which the recipe's file cannot make again."""
-        keys = {path: getattr(technique, "reproducible", True) for path, technique in self.mounts()}
+        keys = {
+            path: getattr(technique, "reproducible", True) and not technique.name.startswith("__main__:")
+            for path, technique in self.mounts()
+        }
         return [path for path, fine in {"data": self.data.reproducible, **keys}.items() if not fine]
 
     def patched(self, *changes: str | Patch | Mapping[str, Any]) -> Recipe:

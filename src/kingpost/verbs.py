@@ -24,8 +24,8 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Ru
 
 
 def _reported(run: Run, recipe: Recipe) -> Run:
-    if parallel.launched_ranks() > 1 and not parallel.is_rank_zero():
-        return run
+    if parallel.was_launched() or not parallel.is_rank_zero():
+        return run  # somebody else writes it
     if run.status == "finished" and recipe.save.report:
         from kingpost.report.html import report
 

@@ -93,7 +93,7 @@ def test_touches_exactly_what_it_declares(kind: str, name: str) -> None:
     recipe = recipe_with(kind, None if kind != "model" else subject, dtype_of(subject))
     if subject.tasks:
         recipe = recipe.with_(data=recipe_with(kind, subject, dtype_of(subject)).data)
-        recipe = recipe.with_(model=recipe_with("technique", subject).model) if kind != "model" else recipe
+        recipe = recipe.with_(model=recipe_with(kind, subject).model) if kind != "model" else recipe
     before = assemble(recipe, recipe.data.open(), torch.device("cpu"))
     shape_before = model_form(before)
     after = subject.mount(before)
@@ -153,7 +153,7 @@ def test_strength_zero_is_the_identity(kind: str, name: str, trained: Callable[[
         pytest.skip("identity: it has no strength that could be zero")
     neutral = make(kind, name, **subject.neutral)
     plain = recipe_with(kind, None, dtype_of(subject)).with_(
-        data=recipe_with(kind, subject, dtype_of(subject)).data, model=recipe_with("technique", subject).model
+        data=recipe_with(kind, subject, dtype_of(subject)).data, model=recipe_with(kind, subject).model
     )
     a, b = trained(recipe_with(kind, neutral, dtype_of(subject))), trained(plain)
     assert differences(state_of(a)["model"], state_of(b)["model"]) == []

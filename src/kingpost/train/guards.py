@@ -113,24 +113,37 @@ def _anomaly_mode() -> Iterator[None]:
             yield
 
 
-@contextmanager
-def buffers_kept_on_error(model: nn.Module) -> Iterator[None]:
-    """Forward passes move running statistics, also those of a step that fails; on an error they are put back."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for buffer, old in before:
-                buffer.copy_(old)
-        raise
+class Statistics:
+    """A model's buffers (running statistics), which a forward pass moves also when the step then fails."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = list(model.buffers())
+        self.saved: list[Tensor] = []
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """Put them back if what happens inside raises."""
+        self.saved = [buffer.clone() for buffer in self.buffers]
+        try:
+            yield
+        except BaseException:
+            self.put_back()
+            raise
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """As they were when the context began."""
+        for buffer, old in zip(self.buffers, self.saved, strict=True):
+            buffer.copy_(old)
 
 
 def _kind(value: Tensor) -> str:
     return "NaN" if value.isnan().any() else "Inf"
 
 
-def take_gradient(assembly: Assembly, replica: nn.Module, batch: Batch, step: Step) -> tuple[Loss, int]:
+def take_gradient(
+    assembly: Assembly, replica: nn.Module, batch: Batch, step: Step, statistics: Statistics
+) -> tuple[Loss, int]:
     """The gradient of a batch; if memory runs out, in twice as many pieces, until it fits.
 
     Returns the loss, and the number of pieces if it was raised, else 0.
@@ -152,6 +165,7 @@ def take_gradient(assembly: Assembly, replica: nn.Module, batch: Batch, step: St
             raised = pieces
             backward.load_state_dict({"pieces": pieces})
         clear_gradients(assembly.model)  # outside `except`, so that the failed pass's tensors are gone
+        statistics.put_back()
         if assembly.setting.device.type != "cpu":
             torch.accelerator.empty_cache()
 

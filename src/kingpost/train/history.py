@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 FLUSH_ROWS = 1000
+COLUMNS = ("step", "epoch", "loss", "learning_rate", "gradient_norm")
+
+Row = tuple[float | int, ...]
 
 
 class StepLog:
@@ -20,7 +25,7 @@ class StepLog:
     def __init__(self, path: Path, rows: int) -> None:
         self.path, self.rows = path, rows
         self.columns: list[str] = []
-        self.buffer: list[Sequence[float | int]] = []
+        self.buffer: list[Row] = []
         if rows and path.exists():
             with path.open(encoding="utf-8") as file:
                 kept = [line for _, line in zip(range(rows + 1), file, strict=False)]
@@ -29,14 +34,15 @@ class StepLog:
         else:
             path.unlink(missing_ok=True)
 
-    def add(self, row: dict[str, float | int]) -> None:
-        """Keep a row; every row must have the columns of the first."""
+    def add(self, figures: Row, extra: Mapping[str, Tensor | float]) -> None:
+        """Keep a row: the figures of :data:`COLUMNS`, and what techniques have to say; the same of each step."""
+        row = (*figures, *map(float, extra.values())) if extra else figures
         if not self.columns:
-            self.columns = list(row)
+            self.columns = [*COLUMNS, *extra]
             self.path.write_text(",".join(self.columns) + "\n", encoding="utf-8")
-        elif self.columns != list(row):
-            raise AssertionError(f"steps.csv has the columns {self.columns}, but a step gave {list(row)}")
-        self.buffer.append(tuple(row.values()))
+        if len(row) != len(self.columns):
+            raise AssertionError(f"steps.csv has the columns {self.columns}, but a step gave {[*COLUMNS, *extra]}")
+        self.buffer.append(row)
         self.rows += 1
         if len(self.buffer) >= FLUSH_ROWS:
             self.flush()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kingpost import seeds
 from kingpost.assembly import Assembly, Batch, Loss, Step
@@ -21,10 +21,9 @@ from kingpost.source import Dataset, Order
 from kingpost.train import checkpoint
 from kingpost.train.environment import peak_memory_mebibytes
 from kingpost.train.evaluate import evaluate, shard
-from kingpost.train.gradients.backward import clear_gradients, gradients
 from kingpost.train.guards import (
+    Statistics,
     StopRequest,
-    buffers_kept_on_error,
     explain_non_finite,
     gradient_norm,
     take_gradient,
@@ -45,20 +44,20 @@ def fit(job: Job, request: StopRequest) -> None:
         for batch in job.rest_of_epoch():
             step = Step(index=at.step, seed=seed, rank=layout.rank, ranks=layout.ranks)
             seeds.seed_default_generators(seeds.derive(seed, "forward", at.step, layout.rank), device)
-            batch = a.batch(batch.to(device), step)
+            batch = a.batch(batch if batch.targets.device == device else batch.to(device), step)
             batch, step.items = job.own_part(batch)
             rate = job.set_learning_rates()
 
-            with buffers_kept_on_error(model):
-                loss, pieces = take_gradient(a, job.replica, batch, step)
-                norm = gradient_norm(gradients(model))
+            with job.statistics.kept_on_error():
+                loss, pieces = take_gradient(a, job.replica, batch, step, job.statistics)
+                norm = gradient_norm(job.gradients())
                 if loss.finite and not math.isfinite(norm):
                     raise explain_non_finite(a, batch, step)
             if loss.finite:
                 a.update(model, job.optimizer, step)
-            clear_gradients(model)
+            job.clear_gradients()
 
-            job.record(step, loss, norm, rate)
+            job.record(step, batch.total, loss, norm, rate)
             if pieces:
                 job.note_pieces(step, pieces)
             if job.is_done():
@@ -106,6 +105,11 @@ class Job:
     resumed_at: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        model = self.assembly.model
+        self.statistics = Statistics(model)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]  # walking the modules takes its time
+
     def is_done(self) -> bool:
         """Whether the budget is spent or a technique said stop."""
         at, budget = self.at, self.recipe.budget
@@ -146,27 +150,27 @@ class Job:
             group["lr"] = base * factor
         return self.base_rates[0] * factor
 
-    def record(self, step: Step, loss: Loss, norm: float, rate: float) -> None:
+    def gradients(self) -> list[Tensor]:
+        """The gradients that this step has filled."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def clear_gradients(self) -> None:
+        """Forget them, so that the next step starts from nothing."""
+        for p in self.parameters:
+            p.grad = None
+
+    def record(self, step: Step, samples: int, loss: Loss, norm: float, rate: float) -> None:
         """Count the step, and write it down."""
         at, layout = self.at, self.assembly.layout
-        data = float(loss.data) if layout.ranks == 1 else layout.total(float(loss.data))
+        data = loss.data.item() if layout.ranks == 1 else layout.total(loss.data.item())
         mean = data / step.items + float(loss.penalty)
         at.loss_sum, at.items = at.loss_sum + mean * step.items, at.items + step.items
         at.step, at.batch = at.step + 1, at.batch + 1
-        at.samples = min(at.samples + self.recipe.batch_size, len(self.dataset.splits["train"]))
+        at.samples += samples
         if not self.first:
             return
         assert self.log is not None
-        self.log.add(
-            {
-                "step": at.step,
-                "epoch": at.epoch + 1,
-                "loss": mean,
-                "learning_rate": rate,
-                "gradient_norm": norm,
-            }
-            | {key: float(value) for key, value in step.log.items()}
-        )
+        self.log.add((at.step, at.epoch + 1, mean, rate, norm), step.log)
         if self.display.due():
             seconds, progress = self._seconds(), self._progress()
             speed = at.samples / max(1e-9, seconds - at.epoch_started_seconds)
@@ -235,6 +239,9 @@ class Job:
                 score = a.setting.task.score(figures)
             else:  # without a validation part the last weights count as the best
                 score = float(at.epoch)
+            if not math.isfinite(score):
+                self._note_undefined_score(row, score)
+                score = -math.inf
             at.scores.append(score)
             better = score > at.best_score or not at.best
             if better:
@@ -251,6 +258,18 @@ class Job:
         at.stalled = bool(figures) and a.stop(at.scores)
         unit = a.setting.task.unit
         return {f"validation_{key}" + (f"_{unit}" if key == "loss" else ""): value for key, value in figures.items()}
+
+    def _note_undefined_score(self, row: Row, score: float) -> None:
+        metric = self.assembly.setting.task.metric
+        finding = Finding(
+            symptom=f"the validation {metric} is {score}; this epoch cannot be the best",
+            severity="warning",
+            cause="the model's outputs are not finite, or the metric is not defined on so few samples",
+            place=f"epoch {row['epoch']}",
+            evidence={"samples": len(self.dataset.splits["validation"])},
+        )
+        self.findings.append(finding)
+        self.display.say(str(finding))
 
     def judge(self, part: str) -> dict[str, float]:
         """Loss and metrics of the weights now in the model, on one part of the data."""
@@ -316,4 +335,6 @@ class Job:
         """Of the whole run; for a budget in seconds, estimated from the speed so far."""
         if self.recipe.budget.seconds is None:
             return self.assembly.setting.total_steps
-        return max(self.at.step + 1, round(self.at.step / max(1e-3, self._progress())))
+        if (progress := self._progress()) < 0.01:  # too early to tell
+            return max(self.at.step + 1, self.assembly.setting.total_steps)
+        return max(self.at.step + 1, round(self.at.step / progress))

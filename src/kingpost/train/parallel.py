@@ -85,7 +85,7 @@ class DataParallel(Technique):
 def _replicate(model: nn.Module) -> nn.Module:
     if not any(p.requires_grad for p in model.parameters()):
         return model
-    return DistributedDataParallel(model)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def _no_sync(model: nn.Module) -> AbstractContextManager[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kingpost import seeds
 from kingpost.assembly import Assembly, Batch, Step
+from kingpost.errors import RecipeError
 from kingpost.foreign import Foreign
 from kingpost.plan import Figure, Plan
 from kingpost.recipe import Recipe
@@ -87,7 +89,7 @@ def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Ite
         batch = _fake_batch(assembly, dataset, min(recipe.batch_size, len(dataset.splits["train"])), device)
         step = Step(index=0, seed=recipe.seed, items=assembly.setting.task.items(batch.targets))
         with FlopCounterMode(display=False) as counter, _activation_bytes(assembly) as activations:
-            assembly.gradient(assembly.model, assembly.objective, batch, step)
+            _run_once(assembly, batch, step)
         optimizer = assembly.optimizer(assembly.model)
         rates = base_rates(optimizer)
         yield from _memory_figures(assembly, optimizer, activations[0])
@@ -98,6 +100,22 @@ def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Ite
         "matrix products of forward and backward, all devices, counted",
     )
     yield from _rate_figures(assembly, rates[0])
+
+
+def _run_once(assembly: Assembly, batch: Batch, step: Step) -> None:
+    """Forward and backward; the user's own model may not fit the data."""
+    torch_log = logging.getLogger("torch._subclasses.fake_tensor")
+    torch_log.disabled, before = True, torch_log.disabled  # it would print a page before the error
+    try:
+        assembly.gradient(assembly.model, assembly.objective, batch, step)
+    except RuntimeError as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
+        raise RecipeError(
+            f"{type(assembly.model).__name__} cannot be run on inputs of shape {shapes}: {str(error).splitlines()[0]}",
+            path="model",
+        ) from error
+    finally:
+        torch_log.disabled = before
 
 
 def _budget_figures(recipe: Recipe, assembly: Assembly) -> Iterator[Figure]:

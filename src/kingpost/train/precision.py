@@ -39,6 +39,9 @@ class BF16(Technique):
         return assembly.with_(objective=autocast(assembly.objective, torch.bfloat16, assembly.setting.device.type))
 
 
+LOWEST_SCALE = 2.0**-10  # a gradient that overflows even here is not the scale's fault, but NaN or Inf
+
+
 class LossScale:
     """The factor on the loss that keeps half-precision gradients from vanishing.
 
@@ -49,10 +52,10 @@ class LossScale:
         self.scale, self.patience, self.good_steps = scale, patience, 0
 
     def unscale(self, grads: list[Tensor]) -> bool:
-        """Divide the gradients by the scale; returns whether they are all finite, and adapts the scale."""
+        """Divide the gradients by the scale; returns whether they may be used, and adapts the scale."""
         infinite = torch.zeros(1, dtype=torch.float32, device=grads[0].device)  # the kernel wants no other
         torch._amp_foreach_non_finite_check_and_unscale_(grads, infinite, torch.full_like(infinite, 1 / self.scale))
-        finite = not infinite.item()
+        finite = not infinite.item() or self.scale < LOWEST_SCALE
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
             self.scale /= 2

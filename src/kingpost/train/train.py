@@ -27,7 +27,7 @@ from kingpost.train.loop import Job, fit
 from kingpost.train.optimise.groups import base_rates
 from kingpost.train.progress import Display
 
-RESUMABLE_KEYS = ("budget.", "save.")
+RESUMABLE_KEYS = ("budget", "save")
 
 
 def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
@@ -77,7 +77,7 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Ru
     for change in changes:
         patch = Patch.of(change)
         for part in patch.changes:
-            if not part.key.startswith(RESUMABLE_KEYS):
+            if part.key.split(".")[0] not in RESUMABLE_KEYS:
                 raise RecipeError(
                     "cannot be changed on resume",
                     path=part.key,
@@ -109,6 +109,8 @@ def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) ->
     first = parallel.is_first()
     dataset = recipe.data.open()
     assembly = assemble(recipe, dataset, device)
+    if not any(p.requires_grad for p in assembly.model.parameters()):
+        raise RecipeError("every parameter is frozen", path="model", mend="leave requires_grad on for some")
     optimizer = assembly.optimizer(assembly.model)
     rates = base_rates(optimizer)
     job = Job(run, recipe, dataset, assembly, optimizer, assembly.model, rates, display, first)
@@ -142,7 +144,7 @@ def _execute(run: Run, recipe: Recipe, device: torch.device, quiet: bool) -> Run
     ):
         job = prepare(run, recipe, device, display)
         if first:
-            run.set_status("running")
+            run.set_status("running", message="")
         try:
             fit(job, request)
         except KingpostError:
@@ -189,11 +191,12 @@ def _stopped(job: Job, request: StopRequest) -> None:
 
 @contextlib.contextmanager
 def _failures(run: Run, first: bool) -> Iterator[None]:
-    """An error that ends the run is noted in its folder."""
+    """An error that ends the run is noted in its folder; one that keeps it from going on changes nothing there."""
+    before = run.status
     try:
         yield
     except Exception as error:
-        if first:
+        if first and (before == "new" or run.status == "running"):
             run.set_status("failed", message=f"{type(error).__name__}: {error}")
         raise
 
