@@ -26,7 +26,7 @@ demo: $(READY)  ## train on handwritten digits and write a report; under a minut
 
 test: $(READY)  ## everything that CI runs: style, types, layers, tests, examples in the docs
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 check: $(READY)  ## style, types and layers only
 	$(BIN)/ruff check .

@@ -65,8 +65,10 @@ def recipes(folder: Path) -> list[Recipe]:
             "initialise": "he",
             "optimizer": {"name": "sgd", "lr": 0.05, "nesterov": True},
             "schedule": {"name": "cosine", "warmup": 0.1},
-            "techniques": [*batchwise, {"name": "dropout", "p": 0.1}, "label-smoothing", "l2", "accumulate", "sam", "clip",
-                           {"name": "ema", "decay": 0.9}, {"name": "early-stopping", "patience": 50}],
+            "techniques": [
+                *batchwise, {"name": "dropout", "p": 0.1}, "label-smoothing", "l2", "accumulate", "sam", "clip",
+                {"name": "ema", "decay": 0.9}, {"name": "early-stopping", "patience": 50},
+            ],
             "budget": {"epochs": 5},
         },
         {
@@ -76,7 +78,9 @@ def recipes(folder: Path) -> list[Recipe]:
             "initialise": "xavier",
             "optimizer": {"name": "adamw", "lr": 0.003},
             "schedule": "one-cycle",
-            "techniques": ["mixup", {"name": "dropout", "p": 0.2}, "accumulate", {"name": "fp16", "scale": 2.0**20}, "clip"],
+            "techniques": [
+                "mixup", {"name": "dropout", "p": 0.2}, "accumulate", {"name": "fp16", "scale": 2.0**20}, "clip"
+            ],
             "budget": {"epochs": 12},
         },
         {
@@ -257,14 +261,15 @@ def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     ]
     lines = [
         "# Kill exam", "",
-        f"`kill -9` and resume against an undisturbed run; {about['date']}, torch {about['torch']}, Python {about['python']}, "
-        f"{about['processor']}. Made by `python benchmarks/kill_resume.py --kills {about['kills']} --seed {about['seed']}`.", "",
+        f"`kill -9` and resume against an undisturbed run; {about['date']}, torch {about['torch']}, "
+        f"Python {about['python']}, {about['processor']}. Made by "
+        f"`python benchmarks/kill_resume.py --kills {about['kills']} --seed {about['seed']}`.", "",
         "| " + " | ".join(head.replace("_", " ") for head in heads) + " | differing |",
         "|" + "---|" * (len(heads) + 1),
         *("| " + " | ".join(str(row[head]) for head in heads) + f" | {len(row['differing'])} |" for row in rows),
         "",
-        "Compared bit for bit: weights, optimizer, technique state, position, kept weights, history of steps and epochs "
-        "(times and memory left out), judged predictions.", "",
+        "Compared bit for bit: weights, optimizer, technique state, position, kept weights, history of steps and "
+        "epochs (times and memory left out), judged predictions.", "",
         f"Techniques that took part: {', '.join(sorted({t for row in rows for t in row['techniques']}))}.",
         f"Not among them: {', '.join(about['missing']) or 'none'}.", "",
     ]  # fmt: skip

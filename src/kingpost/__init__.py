@@ -28,6 +28,15 @@ WHERE = {
     "Batch": "kingpost.assembly",
     "Loss": "kingpost.assembly",
     "Step": "kingpost.assembly",
+    "Source": "kingpost.source",
+    "Dataset": "kingpost.source",
+    "DataFacts": "kingpost.source",
+    "Split": "kingpost.source",
+    "KingpostError": "kingpost.errors",
+    "RecipeError": "kingpost.errors",
+    "DataError": "kingpost.errors",
+    "RunError": "kingpost.errors",
+    "TrainingError": "kingpost.errors",
     "checked": "kingpost.option",
     "call": "kingpost.foreign",
     "train": "kingpost.verbs",
@@ -65,6 +74,11 @@ if TYPE_CHECKING:
     from kingpost.assembly import Batch as Batch
     from kingpost.assembly import Loss as Loss
     from kingpost.assembly import Step as Step
+    from kingpost.errors import DataError as DataError
+    from kingpost.errors import KingpostError as KingpostError
+    from kingpost.errors import RecipeError as RecipeError
+    from kingpost.errors import RunError as RunError
+    from kingpost.errors import TrainingError as TrainingError
     from kingpost.finding import Finding as Finding
     from kingpost.foreign import call as call
     from kingpost.option import checked as checked
@@ -75,6 +89,10 @@ if TYPE_CHECKING:
     from kingpost.recipe import Save as Save
     from kingpost.report.html import report as report
     from kingpost.run import Run as Run
+    from kingpost.source import DataFacts as DataFacts
+    from kingpost.source import Dataset as Dataset
+    from kingpost.source import Source as Source
+    from kingpost.source import Split as Split
     from kingpost.technique import Technique as Technique
     from kingpost.train.planning import plan as plan
     from kingpost.train.predict import load_model as load_model

@@ -112,9 +112,10 @@ def _runs(args: argparse.Namespace) -> int:
 
 
 def _brief(figures: dict[str, float | None] | None) -> str:
-    """The loss and the first metric."""
-    shown = [(key, value) for key, value in (figures or {}).items() if key != "epoch"][:2]
-    return ", ".join(f"{key.removeprefix('validation_')} {value:.4g}" for key, value in shown if value is not None)
+    """The first metric, or the loss where there is none."""
+    shown = {key.removeprefix("validation_"): value for key, value in (figures or {}).items() if key != "epoch"}
+    metric = next((key for key in shown if key != "loss"), "loss")
+    return f"{metric} {value:.4g}" if (value := shown.get(metric)) is not None else ""
 
 
 def _report(args: argparse.Namespace) -> int:

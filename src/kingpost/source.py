@@ -195,7 +195,7 @@ def fingerprint(parts: Iterable[np.ndarray | bytes | str]) -> str:
     return digest.hexdigest()
 
 
-def existing_file(path: Path | str, *, where: str = "path", root: Path | None = None) -> Path:
+def existing_file(path: Path | str, *, where: str = "data.path", root: Path | None = None) -> Path:
     """The path as given, or under the folder ``KINGPOST_DATA``; it must exist.
 
     Raises:

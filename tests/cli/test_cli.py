@@ -89,7 +89,7 @@ def here(trained, monkeypatch):
          "optimizer.lr: cannot be changed on resume; train a new run; only budget.* and save.* can"),
         ("report smal", "no run 'smal' here or in 'runs/'; did you mean 'small'? known: small"),
         ("predict smal", "no run 'smal' here or in 'runs/'; did you mean 'small'? known: small"),
-        ("predict small --part tset", "the data has no part 'tset'; it has: train, validation, test"),
+        ("predict small --part tset", "the data has no part 'tset'; did you mean 'test'? known: test, train, validation"),
         ("predict small --weights bset",
          "argument --weights: invalid choice: 'bset' (choose from 'best', 'last'); see kingpost predict --help"),
         ("predict small --input nothing.csv", None),

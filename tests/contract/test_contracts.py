@@ -1,6 +1,6 @@
 """The contracts that every technique keeps. Subjects are discovered; an exception is an attribute of its subject.
 
-Run with ``--contract-table FILE`` to write the table of techniques by contracts.
+``python docs/generate.py`` turns their outcome into the table in docs/contracts.md.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import kingpost as kp
-from kingpost.errors import RecipeError
 from kingpost import load_model
+from kingpost.errors import RecipeError
 
 MINE = """
 from typing import Annotated, ClassVar

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import kingpost as kp
+from kingpost import load_model
 from kingpost.build.nets.mlp import MLPNet
 from kingpost.errors import DataError, RecipeError, RunError
 from kingpost.finding import Finding
 from kingpost.run import Run, read_rows
-from kingpost import load_model
 
 RECIPE = kp.Recipe(
     name="a",
@@ -183,7 +183,9 @@ def test_a_loaded_model_is_plain_pytorch(trained):
 
 
 def test_there_is_no_such_part(trained):
-    with pytest.raises(DataError, match=r"^the data has no part 'tset'; did you mean 'test'\? known: test, train, validation$"):
+    with pytest.raises(
+        DataError, match=r"^the data has no part 'tset'; did you mean 'test'\? known: test, train, validation$"
+    ):
         kp.predict(trained, part="tset")
 
 

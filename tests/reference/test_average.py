@@ -53,8 +53,21 @@ def test_average_is_the_weighted_sum() -> None:
     torch.testing.assert_close(average.values["0.weight"], expected, rtol=0, atol=1e-15)  # six roundings below 1
 
 
+def test_warm_up_remembers_less_at_first() -> None:
+    """The decay at step n is the smaller of ``decay`` and ``(1 + n) / (10 + n)``, written out."""
+    model, average = norm_net(), Average(0.3, warmup=True)
+    expected = None
+    for n in range(1, 8):
+        moved(model, n)
+        average.add(model)
+        weight = model[0].weight.detach().clone()
+        decay = min(0.3, (1 + n) / (10 + n))
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(average.values["0.weight"], expected, rtol=0, atol=1e-15)  # seven roundings below 1
+
+
 def test_through_training(tmp_path: Path) -> None:
-    ours, run = by_kingpost(tmp_path, net(), techniques=[{"name": "ema", "decay": 0.6}])
+    ours, run = by_kingpost(tmp_path, net(), techniques=[{"name": "ema", "decay": 0.6, "warmup": False}])
     theirs, _ = by_hand(net(), lambda g: torch.optim.SGD(g, lr=0.1, foreach=False))
     assert_same(ours, theirs, 1e-12)  # the trained weights themselves are not averaged; rounding of twelve steps
     after_step = [by_hand(net(), lambda g: torch.optim.SGD(g, lr=0.1), steps=n)[0] for n in range(1, 13)]

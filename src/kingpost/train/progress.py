@@ -65,9 +65,12 @@ class Display:
 
     def row(self, row: Mapping[str, float | int]) -> None:
         """One line for a finished epoch."""
-        shown = {key: value for key, value in row.items() if key not in ("epoch", "step")}
-        figures = "  ".join(f"{key} {value:,.4g}" for key, value in shown.items())
-        self.console.print(f"epoch {row['epoch']:>3}  {figures}")
+        hidden = ("epoch", "step", "learning_rate", "seconds", "samples_per_second", "peak_memory_mebibytes")
+        figures = "  ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in hidden)
+        speed, memory = row["samples_per_second"], row["peak_memory_mebibytes"]
+        self.console.print(
+            f"epoch {row['epoch']:>3}  {figures}  {speed:,.0f} samples/s  {memory:,.0f} MiB  {row['seconds']:.1f} s"
+        )
 
     def say(self, text: str) -> None:
         """A line that stays."""

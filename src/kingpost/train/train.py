@@ -88,6 +88,7 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Ru
         said = f"run {run.folder} is finished; nothing to do (a larger budget would go on, for example budget.epochs=N)"
         Display(run.name, quiet=quiet or not parallel.is_rank_zero()).say(said)
         return run
+    recipe = _with_launched_ranks(recipe)
     if parallel.launched_ranks() == 1 and _wanted_ranks(recipe) > 1:
         recipe.save_to(run.folder / "recipe.yaml")
         return _launch(run, recipe, quiet)

@@ -18,27 +18,33 @@ from kingpost.technique import Technique
 class Average:
     """A running average of a model's parameters and floating-point buffers, by name.
 
+    Args:
+        decay: memory per step.
+        warmup: remember less at first, ``(1 + n) / (10 + n)`` at step n, so that the starting weights are soon forgotten.
+
     >>> model, average = nn.Linear(1, 1), Average(decay=0.5)
     >>> average.add(model)
     >>> with average.in_place(model):  # evaluate or save here
     ...     pass
     """
 
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, decay: float, warmup: bool = False) -> None:
+        self.decay, self.warmup, self.steps = decay, warmup, 0
         self.values: dict[str, Tensor] = {}
         self.placed = False
 
     def add(self, model: nn.Module) -> None:
         """Count the model's present weights: ``a = decay * a + (1 - decay) * w``."""
         current = _floating(model)
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warmup else self.decay
         if not self.values:
             self.values = {name: value.clone() for name, value in current.items()}
             return
         values = [self.values[name] for name in current]
         with torch.no_grad():
             for value, new in zip(values, current.values(), strict=True):
-                value.lerp_(new, 1 - self.decay)
+                value.lerp_(new, 1 - decay)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
@@ -52,13 +58,14 @@ class Average:
             _swap(self.values, current)
             self.placed = not outermost
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averages."""
-        return self.values
+    def state_dict(self) -> dict[str, Any]:
+        """The averages, and how many steps they have seen."""
+        return {"steps": self.steps, "values": self.values}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from these averages."""
-        self.values = {name: value.clone() for name, value in state.items()}
+        self.steps = state["steps"]
+        self.values = {name: value.clone() for name, value in state["values"].items()}
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:
@@ -87,12 +94,14 @@ def averaging(update: Update, average: Average) -> Update:
 class EMA(Technique):
     """Judge and keep an average of the weights, ``a = decay * a + (1 - decay) * w`` after each step.
 
-    Fails in runs that are short against ``1 / (1 - decay)`` steps: the average then lags behind. Batch norm's
-    running statistics are averaged too. Source: Polyak and Juditsky, 1992; Tarvainen and Valpola, arXiv 1703.01780.
+    Fails in runs that are short against ``1 / (1 - decay)`` steps: the average then lags behind, less so with the
+    warm-up. Batch norm's running statistics are averaged too. Source: Polyak and Juditsky, 1992; Tarvainen and Valpola, arXiv 1703.01780.
     """
 
     decay: Annotated[float, Ge(0), Lt(1)] = 0.99
     """Memory per step; the average spans about 1 / (1 - decay) steps."""
+    warmup: bool = True
+    """Remember less in the first steps: at most (1 + n) / (10 + n) at step n."""
 
     touches: ClassVar[frozenset[Slot]] = frozenset({"update", "evaluate", "state"})
     neutral: ClassVar[dict[str, Any]] = {"decay": 0.0}
@@ -100,7 +109,7 @@ class EMA(Technique):
 
     def mount(self, assembly: Assembly) -> Assembly:
         """The assembly whose evaluation uses the average."""
-        average = Average(self.decay)
+        average = Average(self.decay, self.warmup)
 
         def evaluate(model: nn.Module) -> AbstractContextManager[object]:
             return average.in_place(model)
