@@ -98,7 +98,8 @@ def test_own_techniques_are_checked_like_others(mine):
         ({"model": {"name": "mine_for_kingpost:Net", "widht": 7}},
          r"^model.widht: missing a required argument: 'width'; did you mean 'width'\? known: width$"),
         ({"model": "mine_for_kingpost:ramp"}, r"^model: missing a required argument: 'step'; "),
-        ({"model": "mine_for_kingpost:NOT_CALLABLE"}, r"^model: got 3; pass a name, an object or what makes it; known: cnn, gpt, mlp$"),
+        ({"model": "mine_for_kingpost:NOT_CALLABLE"},
+         r"^model: got 3; pass a name, an object or what makes it; known: cnn, gpt, mlp$"),
         ({"optimizer": {"name": "torch.optim:NAdam", "lrr": 1}}, r"^optimizer.lrr: got an unexpected keyword argument"),
     ],
 )  # fmt: skip

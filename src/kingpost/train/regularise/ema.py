@@ -20,7 +20,7 @@ class Average:
 
     Args:
         decay: memory per step.
-        warmup: remember less at first, ``(1 + n) / (10 + n)`` at step n, so that the starting weights are soon forgotten.
+        warmup: remember less at first, ``(1 + n) / (10 + n)`` at step n: the start is soon forgotten.
 
     >>> model, average = nn.Linear(1, 1), Average(decay=0.5)
     >>> average.add(model)
@@ -95,7 +95,8 @@ class EMA(Technique):
     """Judge and keep an average of the weights, ``a = decay * a + (1 - decay) * w`` after each step.
 
     Fails in runs that are short against ``1 / (1 - decay)`` steps: the average then lags behind, less so with the
-    warm-up. Batch norm's running statistics are averaged too. Source: Polyak and Juditsky, 1992; Tarvainen and Valpola, arXiv 1703.01780.
+    warm-up. Batch norm's running statistics are averaged too.
+    Source: Polyak and Juditsky, 1992; Tarvainen and Valpola, arXiv 1703.01780.
     """
 
     decay: Annotated[float, Ge(0), Lt(1)] = 0.99
