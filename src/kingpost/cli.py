@@ -164,7 +164,7 @@ COMMANDS: dict[str, Command] = {
         "go on with a run that was stopped or killed, to the same bits",
         _resume,
         [RUN, CHANGES, QUIET, JSON],
-        ["kingpost resume digits", "kingpost resume digits budget.epochs=32"],
+        ["kingpost resume digits", "kingpost resume digits budget.epochs=42"],
     ),
     "plan": Command(
         "show every number that follows from a recipe, before anything is spent",

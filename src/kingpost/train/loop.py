@@ -243,7 +243,10 @@ class Job:
                 self._note_undefined_score(row, score)
                 score = -math.inf
             at.scores.append(score)
-            better = score > at.best_score or not at.best
+            better = not at.best or (score, -figures.get("loss", 0.0)) > (
+                at.best_score,
+                -at.best.get("validation_loss", 0.0),
+            )
             if better:
                 at.best_score = score
                 at.best = {
