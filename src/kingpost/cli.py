@@ -239,6 +239,9 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         parser.print_help()
         raise SystemExit(2)
     args, unknown = parser.parse_known_args(words)
+    if hasattr(args, "changes"):  # overrides may also stand after options
+        args.changes += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         options = [flag for flags, _ in COMMANDS[args.command].arguments for flag in flags if flag.startswith("--")]
         raise RecipeError(

@@ -131,10 +131,12 @@ def choose(kind: str, value: object) -> Option:
     if name == GIVEN:
         raise RecipeError(
             f"this recipe was made in Python with an object ({rest.get('what', 'unknown')}) that no file can hold",
-            mend=f"load it in Python and pass {kind}=... again",
+            mend="in Python, pass recipe=... (the one that was trained) to kp.resume, kp.predict or kp.load_model",
         )
     found = catalogue.find(kind, name)
     if isinstance(found, type) and issubclass(found, Option):
+        if "__pydantic_fields__" not in vars(found):
+            raise RecipeError(f"the class {found.__name__} is not checked", mend="write @kp.checked above it")
         return _of_kind(kind, found.from_value(rest))
     return _foreign(kind, target=found, reference=name, arguments=rest)
 
@@ -252,7 +254,9 @@ def _explained(cls: type, error: pydantic.ValidationError) -> RecipeError:
     path = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "tuple[")))
     known = field_names(cls)
     if detail["type"] == "unexpected_keyword_argument":
-        return RecipeError("unknown key", path=path, mend=nearest(path, known))
+        inside = [name for name in known if (part := section_type(cls, name)) and path in field_names(part)]
+        mend = f"did you mean '{inside[0]}.{path}'?" if inside else nearest(path, known)
+        return RecipeError("unknown key", path=path, mend=mend)
     if detail["type"] in ("missing_keyword_only_argument", "missing"):
         return RecipeError("required, but not given", path=path, mend=f"{cls.__name__} takes: {', '.join(known)}")
     if detail["type"] == "is_instance_of" and isinstance(kind := _kinds(cast(Any, cls)).get(path), Kind):

@@ -118,7 +118,7 @@ def _changed(option: Option, keys: list[str], change: Change, above: tuple[str, 
             raise RecipeError("arguments of a foreign object can only be set", path=change.key)
         return option.with_(arguments={**option.arguments, key: change.value})
     if key not in field_names(type(option)):
-        raise RecipeError("unknown key", path=path, mend=nearest(key, field_names(type(option))))
+        raise RecipeError("unknown key", path=path, mend=_nearest_key(option, key))
     old = getattr(option, key)
     try:
         if rest:
@@ -129,6 +129,14 @@ def _changed(option: Option, keys: list[str], change: Change, above: tuple[str, 
     except RecipeError as error:
         known = error.path == change.key or error.path.startswith(".".join((*above, "")) or "\0")
         raise (error if known or not above else error.under(".".join(above))) from error.__cause__
+
+
+def _nearest_key(option: Option, key: str) -> str:
+    """The nearest key here, or the same key one level below."""
+    known = field_names(type(option))
+    parts = {name: getattr(option, name) for name in known}
+    inside = [n for n, part in parts.items() if isinstance(part, Option) and key in field_names(type(part))]
+    return f"did you mean '{inside[0]}.{key}'?" if inside else nearest(key, known)
 
 
 def _changed_below(old: Any, rest: list[str], change: Change, above: tuple[str, ...]) -> Any:

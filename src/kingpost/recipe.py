@@ -111,6 +111,10 @@ class Recipe(Option):
 
     def __post_init__(self) -> None:
         check_order(self.techniques)
+        if self.budget.seconds is not None and getattr(self.layout, "data", 1) > 1:
+            raise RecipeError(
+                "several processes have several clocks, and would part", path="budget.seconds", mend="use budget.steps"
+            )
 
     def mounts(self) -> list[tuple[str, Technique]]:
         """All techniques in the order of mounting, each with its path in the recipe."""

@@ -93,9 +93,16 @@ def mount_all(assembly: Assembly, techniques: Iterable[tuple[str, Technique]]) -
                 mend="remove it, or change the task",
             )
         try:
-            assembly = technique.mount(assembly)
+            mounted: object = technique.mount(assembly)
         except RecipeError as error:
             raise error.under(path) from error.__cause__
+        if not isinstance(mounted, Assembly):
+            raise RecipeError(
+                f"mount returned {type(mounted).__name__}, expected the assembly",
+                path=path,
+                mend="return assembly.with_(...)",
+            )
+        assembly = mounted
     return assembly
 
 

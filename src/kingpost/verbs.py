@@ -17,10 +17,10 @@ def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
     return _reported(training.train(recipe, root, quiet), recipe)
 
 
-def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Run:
+def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False, recipe: Recipe | None = None) -> Run:
     """Go on with a run, and write its report; see :func:`kingpost.train.train.resume`."""
-    run = training.resume(folder, *changes, quiet=quiet)
-    return _reported(run, run.recipe)
+    run = training.resume(folder, *changes, quiet=quiet, recipe=recipe)
+    return _reported(run, recipe or run.recipe)
 
 
 def _reported(run: Run, recipe: Recipe) -> Run:

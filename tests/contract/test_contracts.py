@@ -181,6 +181,16 @@ def test_compiled_equals_eager(kind: str, name: str, trained: Callable[[Recipe],
     compare(trained(eager), trained(compiled), TOLERANCE[dtype_of(subject)])
 
 
+@pytest.mark.slow
+def test_inductor_equals_eager_on_a_sample(trained: Callable[[Recipe], Run]) -> None:
+    """One compilation by inductor takes tens of seconds, so the other techniques are compiled by aot_eager only."""
+    if not shutil.which("c++") and not shutil.which("g++"):
+        pytest.skip("inductor needs a C++ compiler")
+    torch.compiler.reset()
+    eager = plus(recipe_with("technique", make("technique", "mixup")), "label-smoothing", "sam", "ema")
+    compare(trained(eager), trained(plus(eager, {"name": "compile", "backend": "inductor"})), TOLERANCE["float64"])
+
+
 @all_subjects
 def test_trains_in_half_precision(kind: str, name: str, trained: Callable[[Recipe], Run]) -> None:
     subject = make(kind, name)

@@ -10,6 +10,7 @@ from torch import nn
 
 from kingpost import seeds
 from kingpost.assembly import Assembly, Batch, Layout, Setting, Step
+from kingpost.errors import RecipeError
 from kingpost.recipe import Recipe
 from kingpost.source import Dataset
 from kingpost.task import Task
@@ -29,6 +30,10 @@ def assemble(recipe: Recipe, dataset: Dataset, device: torch.device, count_only:
     Raises:
         RecipeError: a technique cannot work with this model, task or data.
     """
+    if "validation" not in dataset.splits:
+        for path, technique in recipe.mounts():
+            if "stop" in technique.touches:
+                raise RecipeError("needs a validation part, and the data has none", path=path, mend="hold one out")
     setting = Setting(
         task=task_of(recipe, dataset),
         data=dataset.facts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +198,10 @@ class Job:
             asked = agree and self.assembly.layout.total(float(asked)) > 0
         due = save.every_steps is not None and self.at.step % save.every_steps == 0
         overdue = save.every_seconds is not None and time.monotonic() - self.saved_at >= save.every_seconds
-        if asked or due or overdue:
+        if asked:
+            self.save()
+            barrier()  # all processes end together, or the first would be killed while it writes
+        elif (due or overdue) and self.first:  # the others wait for it in their next exchange of gradients
             self.save()
         return asked
 
@@ -239,20 +242,11 @@ class Job:
                 score = a.setting.task.score(figures)
             else:  # without a validation part the last weights count as the best
                 score = float(at.epoch)
-            if not math.isfinite(score):
-                self._note_undefined_score(row, score)
-                score = -math.inf
+            if undefined := [key for key, value in figures.items() if not math.isfinite(value)]:
+                self._note_undefined(row, undefined)
+            score = score if math.isfinite(score) else -math.inf
             at.scores.append(score)
-            better = not at.best or (score, -figures.get("loss", 0.0)) > (
-                at.best_score,
-                -at.best.get("validation_loss", 0.0),
-            )
-            if better:
-                at.best_score = score
-                at.best = {
-                    "epoch": row["epoch"],
-                    **{f"validation_{key}": value for key, value in figures.items()},
-                }
+            better = self._keep_best(score, {"epoch": row["epoch"]}, figures)
             if self.first:
                 folder = self.run.folder / "weights"
                 checkpoint.save_weights(folder / "last.safetensors", a.model)
@@ -262,12 +256,25 @@ class Job:
         unit = a.setting.task.unit
         return {f"validation_{key}" + (f"_{unit}" if key == "loss" else ""): value for key, value in figures.items()}
 
-    def _note_undefined_score(self, row: Row, score: float) -> None:
-        metric = self.assembly.setting.task.metric
+    def _keep_best(self, score: float, where: Row, figures: Mapping[str, float]) -> bool:
+        """Whether this is the best score so far; of equal scores, the one with the lower loss."""
+        at = self.at
+        before = (at.best_score, -at.best.get("validation_loss", 0.0))
+        if at.best and (score, -figures.get("loss", 0.0)) <= before:
+            return False
+        at.best_score = score
+        at.best = where | {f"validation_{key}": value for key, value in figures.items()}
+        return True
+
+    def _note_undefined(self, row: Row, figures: list[str]) -> None:
+        """Say once that figures of the validation part are NaN or Inf."""
+        symptom = f"not finite on the validation part: {', '.join(figures)}"
+        if any(finding.symptom == symptom for finding in self.findings):
+            return
         finding = Finding(
-            symptom=f"the validation {metric} is {score}; this epoch cannot be the best",
+            symptom=symptom,
             severity="warning",
-            cause="the model's outputs are not finite, or the metric is not defined on so few samples",
+            cause="the training has diverged, or the metric is not defined on so few samples",
             place=f"epoch {row['epoch']}",
             evidence={"samples": len(self.dataset.splits["validation"])},
         )
@@ -290,7 +297,7 @@ class Job:
         )
 
     def save(self) -> None:
-        """Write a checkpoint; in a run of several processes, the first one does."""
+        """Write a checkpoint; in a run of several processes, only the first one does."""
         at = self.at
         at.seconds, self.resumed_at = self._seconds(), time.monotonic()
         self.saved_at = time.monotonic()
@@ -300,7 +307,6 @@ class Job:
             self.run.write_findings(self.findings)
             checkpoint.save(self.run.folder / "checkpoints", at.step, at.epoch, self.state(), self.recipe.save.keep)
             self.run.set_status("running", epoch=at.epoch, step=at.step, seconds=at.seconds, best=at.best)
-        barrier()
 
     def state(self) -> dict[str, Any]:
         """All that a restart needs."""
@@ -331,7 +337,7 @@ class Job:
         """Part of the budget that is spent, 0..1."""
         budget, at = self.recipe.budget, self.at
         if budget.seconds is not None:
-            return min(1.0, self.assembly.layout.total(self._seconds()) / self.assembly.layout.ranks / budget.seconds)
+            return min(1.0, self._seconds() / budget.seconds)
         return max(1e-9, at.step / self._total_steps())
 
     def _total_steps(self) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -85,6 +86,8 @@ class DataParallel(Technique):
 def _replicate(model: nn.Module) -> nn.Module:
     if not any(p.requires_grad for p in model.parameters()):
         return model
+    # A kernel of one input channel has two equal layouts; torch takes them for different ones and warns of a copy.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
@@ -170,6 +173,7 @@ def launch(folder: Path, ranks: int, words: Sequence[str] = ()) -> int:
     previous: dict[signal.Signals, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's business
         previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda n, _: process.send_signal(n))
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda n, _: None)  # a terminal tells all processes
     try:
         return process.wait()
     finally:

@@ -83,10 +83,11 @@ def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Ite
     with mode, torch.compiler.set_stance("force_eager"):
         assembly = assemble(_countable(recipe, dataset, mode), dataset, device, count_only=True)
     yield from _budget_figures(recipe, assembly)
-    yield from _batch_figures(recipe, assembly, device)
+    yield from _batch_figures(recipe, assembly, dataset, device)
     yield from _model_figures(recipe, assembly)
     with mode, torch.compiler.set_stance("force_eager"):
-        batch = _fake_batch(assembly, dataset, min(recipe.batch_size, len(dataset.splits["train"])), device)
+        samples = min(recipe.batch_size, len(dataset.splits["train"]))
+        batch = _fake_batch(assembly, dataset, -(-samples // assembly.layout.ranks), device)
         step = Step(index=0, seed=recipe.seed, items=assembly.setting.task.items(batch.targets))
         with FlopCounterMode(display=False) as counter, _activation_bytes(assembly) as activations:
             _run_once(assembly, batch, step)
@@ -95,7 +96,7 @@ def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Ite
         yield from _memory_figures(assembly, optimizer, activations[0])
     yield Figure(
         "compute per step",
-        counter.get_total_flops(),
+        counter.get_total_flops() * assembly.layout.ranks,
         "FLOPs",
         "matrix products of forward and backward, all devices, counted",
     )
@@ -126,11 +127,12 @@ def _budget_figures(recipe: Recipe, assembly: Assembly) -> Iterator[Figure]:
     yield Figure("steps", assembly.setting.total_steps, "steps", reason)
 
 
-def _batch_figures(recipe: Recipe, assembly: Assembly, device: torch.device) -> Iterator[Figure]:
+def _batch_figures(recipe: Recipe, assembly: Assembly, dataset: Dataset, device: torch.device) -> Iterator[Figure]:
     ranks = assembly.layout.ranks
     micro = next((t.micro_batches for t in recipe.techniques if isinstance(t, Accumulate)), 1)
-    reason = f"{recipe.batch_size} / {ranks} processes / {micro} micro-batches, on {device}"
-    yield Figure("samples at once", -(-recipe.batch_size // (ranks * micro)), "samples", reason)
+    samples = min(recipe.batch_size, len(dataset.splits["train"]))
+    reason = f"{samples} / {ranks} processes / {micro} micro-batches, on {device}"
+    yield Figure("samples at once", -(-samples // (ranks * micro)), "samples", reason)
 
 
 def _model_figures(recipe: Recipe, assembly: Assembly) -> Iterator[Figure]:

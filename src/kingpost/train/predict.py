@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kingpost.assembly import Layout
 from kingpost.errors import DataError, RunError, nearest
 from kingpost.files import write_text
+from kingpost.recipe import Recipe
 from kingpost.run import Run
 from kingpost.source import Dataset, Split
 from kingpost.task import Task
@@ -65,13 +66,21 @@ class Predictions:
         return ["index", *(f"value_{column}" for column in range(self.values.shape[1]))]
 
 
-def load_model(run: Run, which: Literal["best", "last"] = "best", device: str = "auto") -> nn.Module:
+def load_model(
+    run: Run, which: Literal["best", "last"] = "best", device: str = "auto", recipe: Recipe | None = None
+) -> nn.Module:
     """The trained network of a run, in eval mode: plain PyTorch from here on.
+
+    Args:
+        run: the run.
+        which: weights of the best or the last epoch.
+        device: where the network goes.
+        recipe: the one that was trained, for a run with objects that its file cannot hold; its module is filled.
 
     Raises:
         RunError: no weights yet, or the model was an object that no file can hold.
     """
-    return _restored(run, which, device)[0]
+    return _restored(run, recipe or run.recipe, which, device)[0]
 
 
 def predict(
@@ -81,6 +90,7 @@ def predict(
     which: Literal["best", "last"] = "best",
     batch_size: int | None = None,
     device: str = "auto",
+    recipe: Recipe | None = None,
 ) -> Predictions:
     """Predictions on a part of the run's data, or on new samples from a file, prepared as in training.
 
@@ -91,21 +101,23 @@ def predict(
         which: weights of the best or the last epoch.
         batch_size: samples at once; null takes four times that of training.
         device: where to compute.
+        recipe: the one that was trained, for a run with objects that its file cannot hold.
 
     Raises:
         RunError: no such run or weights.
         DataError: no such part, or the file does not fit.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    model, dataset, task, where = _restored(run, which, device)
+    recipe = recipe or run.recipe
+    model, dataset, task, where = _restored(run, recipe, which, device)
     split: Split
     if inputs is not None:
-        split = run.recipe.data.read(Path(inputs), dataset.fitted, dataset.facts)
+        split = recipe.data.read(Path(inputs), dataset.fitted, dataset.facts)
     elif part in dataset.splits:
         split = dataset.splits[part]
     else:
         raise DataError(f"the data has no part '{part}'; {nearest(part, dataset.splits)}")
-    size = batch_size or 4 * run.recipe.batch_size
+    size = batch_size or 4 * recipe.batch_size
     values = torch.cat(
         [_values(raw, batch.targets, task, dataset) for raw, batch in outputs(model, split, size, where, Layout())]
     )
@@ -122,8 +134,9 @@ def _values(raw: Tensor, targets: Tensor, task: Task, dataset: Dataset) -> Tenso
     return (values[:, None] if values.ndim == 1 else values).cpu()
 
 
-def _restored(run: Run, which: Literal["best", "last"], device: str) -> tuple[nn.Module, Dataset, Task, torch.device]:
-    recipe = run.recipe
+def _restored(
+    run: Run, recipe: Recipe, which: Literal["best", "last"], device: str
+) -> tuple[nn.Module, Dataset, Task, torch.device]:
     where = DataParallel(device=device).torch_device(0)
     path = run.weights(which)
     dataset = recipe.data.open()

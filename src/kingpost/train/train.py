@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from kingpost.errors import KingpostError, RecipeError, RunError, TrainingError
@@ -34,7 +36,7 @@ def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
     """Train a recipe in a new folder ``root/NAME``.
 
     Args:
-        recipe: what to do.
+        recipe: what to do; a module that was passed in as an object is trained in place.
         root: folder of all runs.
         quiet: no progress on standard error.
 
@@ -58,22 +60,26 @@ def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
         return _launch(Run.create(recipe, root), recipe, quiet)
     with parallel.process_group(recipe.layout) as device:
         folder = parallel.from_first(str(Run.create(recipe, root).folder) if parallel.is_first() else "")
-        return _execute(Run(Path(folder)), recipe, device, quiet)
+        run = Run(Path(folder))
+        with _alone(run):
+            return _execute(run, recipe, device, quiet)
 
 
-def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Run:
+def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False, recipe: Recipe | None = None) -> Run:
     """Go on with a run from its newest checkpoint, to the same bits as if it had never stopped.
 
     Args:
         folder: the run's folder, or its name under ``runs/``.
         changes: overrides of ``budget.*`` and ``save.*``; anything else would be another run.
         quiet: no progress on standard error.
+        recipe: the one that was trained, for a run with objects that its file cannot hold.
 
     Raises:
-        RunError: no such run, its data has changed, or it cannot be made again from its file.
+        RunError: no such run, its data has changed, or another process is at work on it.
+        RecipeError: the recipe cannot be made again from its file, or the change is not possible.
     """
     run = Run.open(folder)
-    recipe = run.recipe
+    recipe = recipe or run.recipe
     for change in changes:
         patch = Patch.of(change)
         for part in patch.changes:
@@ -84,18 +90,48 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False) -> Ru
                     mend="train a new run; only budget.* and save.* can",
                 )
         recipe = patch.apply(recipe)
+        _check_budget(recipe, run)
     if recipe == run.recipe and _is_at_its_end(run):
         said = f"run {run.folder} is finished; nothing to do (a larger budget would go on, for example budget.epochs=N)"
         Display(run.name, quiet=quiet or not parallel.is_rank_zero()).say(said)
         return run
     recipe = _with_launched_ranks(recipe)
     if parallel.launched_ranks() == 1 and _wanted_ranks(recipe) > 1:
-        recipe.save_to(run.folder / "recipe.yaml")
+        with _alone(run):
+            recipe.save_to(run.folder / "recipe.yaml")
         return _launch(run, recipe, quiet)
-    with parallel.process_group(recipe.layout) as device:
+    with parallel.process_group(recipe.layout) as device, _alone(run):
         if parallel.is_first():
             recipe.save_to(run.folder / "recipe.yaml")
         return _execute(run, recipe, device, quiet)
+
+
+@contextlib.contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Inside, no other process can train this run; the lock goes with the process, however it ends."""
+    lock = FileLock(run.folder / ".lock")
+    problem = ""
+    if parallel.is_first():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            problem = f"another process is at work on run '{run.name}'; wait until it ends, or stop it"
+    if problem := parallel.from_first(problem):
+        raise RunError(problem)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_budget(recipe: Recipe, run: Run) -> None:
+    """A run cannot be made shorter than it is."""
+    for key, done in (("epochs", "epoch"), ("steps", "step"), ("seconds", "seconds")):
+        wanted, so_far = getattr(recipe.budget, key), run.summary.get(done, 0)
+        if wanted is not None and wanted < so_far:
+            raise RecipeError(
+                f"got {wanted}, but {so_far:.6g} {key} are done", path=f"budget.{key}", mend="train a new run instead"
+            )
 
 
 def _is_at_its_end(run: Run) -> bool:
@@ -185,7 +221,7 @@ def _finish(job: Job) -> None:
 
 def _stopped(job: Job, request: StopRequest) -> None:
     if job.first:
-        message = f"stopped by signal {request.signal}; go on with: kingpost resume {job.run.folder}"
+        message = f"stopped by {signal.Signals(request.signal).name}; go on with: kingpost resume {job.run.folder}"
         job.run.set_status("stopped", message=message, signal=request.signal)
         job.display.say(message)
 
@@ -197,7 +233,9 @@ def _failures(run: Run, first: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if first and (before == "new" or run.status == "running"):
+        if first and before == run.status == "new":
+            shutil.rmtree(run.folder)  # nothing has begun, so the name stays free for the recipe that is mended
+        elif first and run.status == "running":
             run.set_status("failed", message=f"{type(error).__name__}: {error}")
         raise
 
