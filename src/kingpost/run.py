@@ -78,6 +78,10 @@ class Run:
         """The resolved recipe."""
         return Recipe.load(self.folder / "recipe.yaml")
 
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether this is the run's recipe, objects compared by their description."""
+        return (self.folder / "recipe.yaml").read_text(encoding="utf-8") == recipe.to_yaml()
+
     @property
     def status(self) -> Status:
         """How far it got."""

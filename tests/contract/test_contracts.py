@@ -182,6 +182,7 @@ def test_compiled_equals_eager(kind: str, name: str, trained: Callable[[Recipe],
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 def test_inductor_equals_eager_on_a_sample(trained: Callable[[Recipe], Run]) -> None:
     """One compilation by inductor takes tens of seconds, so the other techniques are compiled by aot_eager only."""
     if not shutil.which("c++") and not shutil.which("g++"):

@@ -123,7 +123,7 @@ def test_a_file_cannot_hold_arrays_and_says_so():
     assert recipe.patched("seed=3").data is recipe.data
     assert "arrays, inputs (20, 3), targets (20,)" in repr(recipe.data)
     with pytest.raises(
-        RecipeError, match=r"made in Python with an object \(arrays, inputs \(20, 3\).*pass data=\.\.\. again"
+        RecipeError, match=r"made in Python with an object \(arrays, inputs \(20, 3\).*pass recipe=\.\.\. "
     ):
         Recipe.from_yaml(recipe.to_yaml())
 

@@ -132,18 +132,22 @@ def recipes(draw: st.DrawFn) -> Recipe:
     by_name = {technique.name: technique for technique in techniques}
     kinds = ("data", "model", "optimizer", "schedule", "layout")
     maybe = ("task", "initialise")
+    counted = st.sampled_from(["epochs", "steps"]).flatmap(
+        lambda key: st.integers(1, 9).map(lambda n: Budget(**{key: n}))
+    )
+    chosen = {kind: draw(options(kind)) for kind in kinds}
+    timed = st.floats(1e-3, 1e3).map(lambda s: Budget(seconds=s))
+    budget = draw(counted | timed if chosen["layout"].data == 1 else counted)  # several processes have several clocks
     return Recipe(
         name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)),
         techniques=[by_name[name] for name in right_order(techniques)],
-        budget=draw(st.sampled_from(["epochs", "steps"]).flatmap(
-            lambda key: st.integers(1, 9).map(lambda n: Budget(**{key: n}))
-        ) | st.floats(1e-3, 1e3).map(lambda s: Budget(seconds=s))),
+        budget=budget,
         save=Save(**draw(fields(Save))),
         batch_size=draw(st.integers(1, 10**6)),
         seed=draw(st.integers(0, 2**63)),
-        **{kind: draw(options(kind)) for kind in kinds},
+        **chosen,
         **{kind: draw(st.none() | options(kind)) for kind in maybe},
-    )  # fmt: skip
+    )
 
 
 def all_options() -> list[tuple[str, str]]:

@@ -218,7 +218,7 @@ def test_objects_cannot_be_written_and_the_file_says_so():
         kp.Recipe.from_yaml(text)
     assert str(caught.value) == (
         "model: this recipe was made in Python with an object (an object of type Linear) that no file can hold; "
-        "load it in Python and pass model=... again"
+        "in Python, pass recipe=... (the one that was trained) to kp.resume, kp.predict or kp.load_model"
     )
 
 

@@ -81,13 +81,6 @@ def test_without_a_validation_part_the_last_weights_are_the_best(tmp_path: Path)
     assert differences(model_state(run), model_state(with_one)) == []
 
 
-def test_early_stopping_without_a_validation_part_never_stops(tmp_path: Path) -> None:
-    data = {"name": "train.parts:Odd", "parts": ["train"]}
-    stopping = [{"name": "early-stopping", "patience": 1}]
-    run = train(recipe(data=data, techniques=stopping, budget={"epochs": 4}), root=tmp_path, quiet=True)
-    assert len(run.results) == 4
-
-
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
 def test_a_budget_in_steps_is_kept_to_the_step(steps: int, tmp_path: Path) -> None:
     run = train(recipe(budget={"steps": steps}), root=tmp_path, quiet=True)

@@ -23,8 +23,7 @@ def recipe(**changes: object) -> kp.Recipe:
         "layout": {"name": "data-parallel", "threads": 1, "device": "cpu"},
         "save": {"report": False},
     }
-    data = {"name": "contract.toys:Toy", "dtype": "float32"}
-    return kp.Recipe.from_value({**fields, "data": data, **changes})
+    return kp.Recipe.from_value({**fields, **changes})
 
 
 def test_a_run_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False, recip
                 )
         recipe = patch.apply(recipe)
         _check_budget(recipe, run)
-    if recipe == run.recipe and _is_at_its_end(run):
+    if run.holds(recipe) and _is_at_its_end(run):
         said = f"run {run.folder} is finished; nothing to do (a larger budget would go on, for example budget.epochs=N)"
         Display(run.name, quiet=quiet or not parallel.is_rank_zero()).say(said)
         return run
