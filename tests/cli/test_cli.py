@@ -271,3 +271,20 @@ def test_a_module_beside_the_recipe_is_found(tmp_path, monkeypatch, capsys):
     assert figures["parameters"] == 64 * 4 + 4 + 4 * 10 + 10
     assert Recipe.load("own.yaml").model.arguments == {"width": 3}
     sys.modules.pop("net_beside_recipe")
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_all_processes(tmp_path: Path) -> None:
+    """Told to the parent alone, it stops the two that train, and the run can go on."""
+    words = ["train", "digits", "layout.data=2", "name=pair", "budget.epochs=500", "save.report=false", "--quiet"]
+    command = [sys.executable, "-m", "kingpost", *words]
+    log = (tmp_path / "log").open("w")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process:
+        results = tmp_path / "runs" / "pair" / "results.csv"
+        while not results.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=120) == 143, (tmp_path / "log").read_text()[-2000:]
+    run = Run(tmp_path / "runs" / "pair")
+    assert run.status == "stopped"
+    assert run.summary["step"] == len(run.steps) < 500 * 20

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -169,11 +169,13 @@ def launch(folder: Path, ranks: int, words: Sequence[str] = ()) -> int:
         LAUNCHED: "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(ranks))),
     }
-    process = subprocess.Popen([*command, "-m", "kingpost", "resume", str(folder), *words], env=environment)
-    previous: dict[signal.Signals, Any] = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's business
-        previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda n, _: process.send_signal(n))
-        previous[signal.SIGINT] = signal.signal(signal.SIGINT, lambda n, _: None)  # a terminal tells all processes
+    in_charge = threading.current_thread() is threading.main_thread()  # elsewhere signals are somebody else's business
+    # In a session of their own, a Ctrl-C at the terminal reaches them once, from here, and not also directly.
+    process = subprocess.Popen(
+        [*command, "-m", "kingpost", "resume", str(folder), *words], env=environment, start_new_session=in_charge
+    )
+    numbers = (signal.SIGTERM, signal.SIGINT) if in_charge else ()
+    previous = {number: signal.signal(number, lambda n, _: process.terminate()) for number in numbers}
     try:
         return process.wait()
     finally:
