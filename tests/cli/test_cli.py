@@ -278,8 +278,10 @@ def test_ctrl_c_reaches_all_processes(tmp_path: Path) -> None:
     """Told to the parent alone, it stops the two that train, and the run can go on."""
     words = ["train", "digits", "layout.data=2", "name=pair", "budget.epochs=500", "save.report=false", "--quiet"]
     command = [sys.executable, "-m", "kingpost", *words]
-    log = (tmp_path / "log").open("w")
-    with subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process:
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log) as process,
+    ):
         results = tmp_path / "runs" / "pair" / "results.csv"
         while not results.exists() and process.poll() is None:
             time.sleep(0.05)
