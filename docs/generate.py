@@ -1,7 +1,8 @@
 """Write the pages that are made from the code: ``python docs/generate.py``; with ``--check``, only compare.
 
-Whole pages: techniques.md, cli.md, contracts.md. Parts between markers: the tables in recipes.md and data.md.
-contracts.md comes from a run of the contract suite, which takes a minute or two; ``--check`` leaves it out.
+Whole pages: techniques.md, cli.md, nets.md, results.md, parity.md, contracts.md. Parts between markers: the tables in
+recipes.md and data.md. parity.md and contracts.md come from runs of their suites, which take minutes; ``--check`` and
+``--quick`` leave them out.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from net_pages import nets_page, parity_page, results_page
 
 import kingpost
 from kingpost import catalogue
 from kingpost.assembly import Slot
+from kingpost.cards import card
 from kingpost.cli import COMMANDS, EXIT_CODES
 from kingpost.schema import recipe_schema
 from kingpost.technique import Technique
@@ -148,8 +151,8 @@ def technique_page() -> str:
     lines = [
         "# Techniques\n",
         "Everything that fills or wraps a slot of the [assembly](algebra.md): by name, with the slots it touches, its "
-        "fields, when it fails, and where it comes from. What each one is tested for stands in "
-        "[the table of contracts](contracts.md). How to write your own: [Extending](extending.md).\n",
+        "fields, when it helps and fails, what it costs, and where it comes from. What each one is tested for stands "
+        "in [the table of contracts](contracts.md). How to write your own: [Extending](extending.md).\n",
         "## By slot\n",
         slot_table(),
     ]
@@ -180,21 +183,30 @@ def found(kind: str, name: str) -> type[Technique]:
 
 def technique_entry(kind: str, name: str, schema: Mapping[str, Any]) -> Iterator[str]:
     """One technique."""
-    cls = found(kind, name)
+    cls, shown = found(kind, name), card(name)
     yield f"### {name}\n"
-    yield paragraphs(cls) + "\n"
-    facts = [("touches", ", ".join(f"`{slot}`" for slot in get_args(Slot) if slot in cls.touches))]
-    if cls.after:
-        facts.append(("listed after", ", ".join(f"`{other}`" for other in cls.after)))
-    if cls.conflicts:
-        facts.append(("excludes", "; ".join(f"`{other}` ({reason})" for other, reason in cls.conflicts.items())))
-    if cls.tasks:
-        facts.append(("for the tasks", ", ".join(cls.tasks)))
-    if cls.neutral is not None:
-        facts.append(("does nothing at", ", ".join(f"`{key}={value:g}`" for key, value in cls.neutral.items())))
-    exceptions = cls(**cls.example).exceptions
-    if exceptions:
-        facts.append(("exceptions", "; ".join(f"{contract}: {reason}" for contract, reason in exceptions.items())))
+    yield "\n\n".join(map(markdown, (shown.what, *shown.notes))) + "\n"
+    for label, text in (("Helps", shown.helps), ("Fails", shown.fails), ("Costs", shown.costs)):
+        if text:
+            yield f"**{label}**{markdown(text.removeprefix(label))}\n"
+    if shown.source:
+        yield f"*Source:* {markdown(shown.source)}.\n"
+    facts = [("touches", ", ".join(f"`{slot}`" for slot in shown.touches))]
+    for label, names in (("listed after", shown.after), ("listed before", shown.before)):
+        if names:
+            facts.append((label, ", ".join(f"`{other}`" for other in names)))
+    if shown.conflicts:
+        facts.append(("excludes", "; ".join(f"`{other}` ({reason})" for other, reason in shown.conflicts.items())))
+    if shown.tasks:
+        facts.append(("for the tasks", ", ".join(shown.tasks)))
+    if shown.neutral:
+        facts.append(("does nothing at", ", ".join(f"`{key}={value}`" for key, value in shown.neutral.items())))
+    if shown.exceptions:
+        reasons = [f"{contract}: {reason}" for contract, reason in shown.exceptions.items()]
+        facts.append(("exceptions", "; ".join(reasons)))
+    if shown.cost is not None:
+        facts += [("measured cost", str(shown.cost)), ("memory", shown.cost.memory)]
+    facts.append(("effect", shown.effect))
     facts.append(("in Python", f"`kp.{cls.__name__}`, in `{cls.__module__}`"))
     yield "\n".join(f"- {key}: {value}" for key, value in facts) + "\n"
     yield field_table(schema_of(schema, kind, name))
@@ -231,6 +243,9 @@ def recipe_keys() -> str:
         for cls in [catalogue.find("task", name)]
     ]
     parts += ["### Tasks\n", table(("task", "what it is", "chooses the best weights"), tasks)]
+    for name in catalogue.CATALOGUE["task"]:
+        if len((fields := schema_of(schema, "task", name))["properties"]) > 1:
+            parts += [f"Fields of `{name}`:\n", field_table(fields)]
     return "\n".join(parts)
 
 
@@ -289,7 +304,8 @@ def contracts_page() -> str:
         cases = [
             (case.get("name", ""), case.find("skipped")) for case in ElementTree.parse(xml).getroot().iter("testcase")
         ]
-    subjects = [(kind, name) for kind in KINDS for name in catalogue.CATALOGUE[kind]]
+    every = [(kind, name) for kind in KINDS for name in catalogue.CATALOGUE[kind]]
+    subjects = [(kind, name) for kind, name in every if found(kind, name).example is not None]
     outcomes: dict[str, dict[tuple[str, str], list[str]]] = {}
     for title, skipped in cases:
         test, _, rest = title.removesuffix("]").partition("[")
@@ -363,6 +379,8 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "techniques.md": NOTE + technique_page(),
         DOCS / "cli.md": NOTE + cli_page(),
+        DOCS / "nets.md": NOTE + nets_page(),
+        DOCS / "results.md": NOTE + results_page(),
         DOCS / "recipes.md": with_parts(DOCS / "recipes.md", {"keys": recipe_keys()}),
         DOCS / "data.md": with_parts(DOCS / "data.md", sources),
     }
@@ -372,7 +390,7 @@ def main() -> int:
     """Write or check; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is stale")
-    parser.add_argument("--quick", action="store_true", help="leave contracts.md as it is")
+    parser.add_argument("--quick", action="store_true", help="leave parity.md and contracts.md as they are")
     args = parser.parse_args()
     made = pages()
     stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
@@ -383,6 +401,7 @@ def main() -> int:
     for path in stale:
         path.write_text(made[path], encoding="utf-8")
     if not args.quick:
+        (DOCS / "parity.md").write_text(NOTE + parity_page(), encoding="utf-8")
         (DOCS / "contracts.md").write_text(NOTE + contracts_page(), encoding="utf-8")
     return 0
 

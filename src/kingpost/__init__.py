@@ -24,6 +24,8 @@ WHERE = {
     "Run": "kingpost.run",
     "Finding": "kingpost.finding",
     "Technique": "kingpost.technique",
+    "Card": "kingpost.cards",
+    "card": "kingpost.cards",
     "Assembly": "kingpost.assembly",
     "Batch": "kingpost.assembly",
     "Loss": "kingpost.assembly",
@@ -43,7 +45,25 @@ WHERE = {
     "resume": "kingpost.verbs",
     "predict": "kingpost.train.predict",
     "load_model": "kingpost.train.predict",
+    "ensemble": "kingpost.train.predict",
+    "calibrate": "kingpost.train.calibrate",
+    "robust_accuracy": "kingpost.train.adversarial.robust",
+    "learn_optimizer": "kingpost.train.optimise.learned_training",
     "report": "kingpost.report.html",
+    "probe": "kingpost.train.probe",
+    "merge_lora": "kingpost.train.transfer.lora",
+    "Net": "kingpost.net",
+    "Size": "kingpost.net",
+    "Figure": "kingpost.figure",
+    "summary": "kingpost.summary",
+    "load_weights": "kingpost.build.initialise.weights_file",
+    "nets": "kingpost.build.listing",
+    "generate": "kingpost.verbs",
+    "sized": "kingpost.build.sizing",
+    "lr_range_test": "kingpost.train.range_test",
+    "RangeTest": "kingpost.train.range_test",
+    "compound": "kingpost.build.sizing",
+    "remove_gates": "kingpost.train.regularise.remove_gates",
 }
 
 
@@ -74,13 +94,22 @@ if TYPE_CHECKING:
     from kingpost.assembly import Batch as Batch
     from kingpost.assembly import Loss as Loss
     from kingpost.assembly import Step as Step
+    from kingpost.build.initialise.weights_file import load_weights as load_weights
+    from kingpost.build.listing import nets as nets
+    from kingpost.build.sizing import compound as compound
+    from kingpost.build.sizing import sized as sized
+    from kingpost.cards import Card as Card
+    from kingpost.cards import card as card
     from kingpost.errors import DataError as DataError
     from kingpost.errors import KingpostError as KingpostError
     from kingpost.errors import RecipeError as RecipeError
     from kingpost.errors import RunError as RunError
     from kingpost.errors import TrainingError as TrainingError
+    from kingpost.figure import Figure as Figure
     from kingpost.finding import Finding as Finding
     from kingpost.foreign import call as call
+    from kingpost.net import Net as Net
+    from kingpost.net import Size as Size
     from kingpost.option import checked as checked
     from kingpost.patch import Patch as Patch
     from kingpost.plan import Plan as Plan
@@ -93,9 +122,19 @@ if TYPE_CHECKING:
     from kingpost.source import Dataset as Dataset
     from kingpost.source import Source as Source
     from kingpost.source import Split as Split
+    from kingpost.summary import summary as summary
     from kingpost.technique import Technique as Technique
+    from kingpost.train.adversarial.robust import robust_accuracy as robust_accuracy
+    from kingpost.train.calibrate import calibrate as calibrate
+    from kingpost.train.optimise.learned_training import learn_optimizer as learn_optimizer
     from kingpost.train.planning import plan as plan
+    from kingpost.train.predict import ensemble as ensemble
     from kingpost.train.predict import load_model as load_model
     from kingpost.train.predict import predict as predict
+    from kingpost.train.probe import probe as probe
+    from kingpost.train.range_test import RangeTest as RangeTest
+    from kingpost.train.range_test import lr_range_test as lr_range_test
+    from kingpost.train.transfer.lora import merge_lora as merge_lora
+    from kingpost.verbs import generate as generate
     from kingpost.verbs import resume as resume
     from kingpost.verbs import train as train

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from kingpost import seeds
 
 if TYPE_CHECKING:
-    from kingpost.source import DataFacts
+    from kingpost.source import DataFacts, Order
     from kingpost.task import Task
+    from kingpost.technique import Technique
 
 Slot = Literal[
-    "model", "initialise", "batch", "objective", "gradient", "optimizer", "schedule", "update", "evaluate", "stop",
-    "layout", "state",
+    "model", "initialise", "order", "batch", "objective", "gradient", "optimizer", "schedule", "update", "evaluate",
+    "stop", "layout", "state",
 ]  # fmt: skip
 
 
@@ -121,10 +122,29 @@ class Step:
         return seeds.generator(self.seed, purpose, self.index, device=device)
 
 
-class Initialise(Protocol):
-    """Sets the starting weights of a model in place; returns the names of the parameters it set."""
+@dataclass(frozen=True)
+class Started:
+    """What an initialiser did.
 
-    def __call__(self, model: nn.Module, seed: int, /) -> Sequence[str]: ...
+    Args:
+        done: the parameters that it set, each with how and why.
+        left: parameters that it would have set but could not, each with the reason.
+    """
+
+    done: Mapping[str, str]
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+class Initialise(Protocol):
+    """Sets the starting weights of a model in place; says what it set."""
+
+    def __call__(self, model: nn.Module, seed: int, /) -> Started: ...
+
+
+class Reorder(Protocol):
+    """Changes the order in which training samples come in one pass."""
+
+    def __call__(self, order: Order, /) -> Order: ...
 
 
 class BatchTransform(Protocol):
@@ -194,6 +214,9 @@ class Setting:
         total_steps: optimizer steps in the whole run (an estimate if the budget is in seconds).
         seed: the run's seed.
         device: where the model lives.
+        first_batch: gives the run's first training samples, on the device; for starts that look at data.
+        model: the recipe's option that makes the model; for techniques that make it again in another size.
+        train_batches: gives the training batches of one epoch, whole on every process and without augmentation.
     """
 
     task: Task
@@ -202,6 +225,9 @@ class Setting:
     total_steps: int
     seed: int
     device: torch.device
+    first_batch: Callable[[], Batch]
+    model: Technique | None = None
+    train_batches: Callable[[], Iterator[Batch]] = lambda: iter(())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +266,7 @@ class Assembly:
     stop: Stop
     layout: Layout
     state: Mapping[str, Stateful]
+    order: Reorder = lambda order: order
 
     def with_(self, **slots: Any) -> Assembly:
         """A copy in which some slots are replaced."""

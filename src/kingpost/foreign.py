@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kingpost import catalogue
-from kingpost.assembly import Assembly, Slot
+from kingpost.assembly import Assembly, Slot, Started
 from kingpost.errors import RecipeError, nearest
 from kingpost.option import GIVEN, NAME, checked, plain
 from kingpost.source import Source
@@ -114,10 +114,10 @@ class Foreign(Technique):
             )
         return self.target
 
-    def _initialise(self, model: nn.Module, seed: int) -> list[str]:
+    def _initialise(self, model: nn.Module, seed: int) -> Started:
         torch.manual_seed(seed)
         self.target(model, **self.arguments)
-        return [name for name, _ in model.named_parameters()]
+        return Started({name: self.name for name, _ in model.named_parameters()})
 
 
 def call(target: Any, **arguments: Any) -> dict[str, Any]:

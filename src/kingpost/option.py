@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -245,13 +246,17 @@ def _foreign(kind: str, target: object, reference: str, arguments: Mapping[str, 
     return Foreign(kind=kind, target=target, reference=reference, arguments=dict(arguments))
 
 
+# What pydantic puts into a path for each alternative of a union, which is no key of the recipe.
+_BRANCH = re.compile(r"^(function-.*|(tuple|literal)\[.*|constrained-\w+|int|float|str|bool|none)$")
+
+
 def _explained(cls: type, error: pydantic.ValidationError) -> RecipeError:
     """Pydantic's first complaint in kingpost's words."""
     detail = error.errors(include_url=False)[0]
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, RecipeError):
         return cause
-    path = ".".join(str(part) for part in detail["loc"] if not str(part).startswith(("function-", "tuple[")))
+    path = ".".join(str(part) for part in detail["loc"] if not _BRANCH.match(str(part)))
     known = field_names(cls)
     if detail["type"] == "unexpected_keyword_argument":
         inside = [name for name in known if (part := section_type(cls, name)) and path in field_names(part)]

@@ -16,11 +16,11 @@ from pydantic import Field
 from kingpost import yaml_text
 from kingpost.errors import RecipeError, nearest
 from kingpost.files import write_text
-from kingpost.option import Kind, Option, checked, choose, field_names, unnamed
+from kingpost.option import Kind, Option, checked, choose, field_names, plain, unnamed
 from kingpost.patch import Patch
 from kingpost.source import Source
 from kingpost.task import Task
-from kingpost.technique import Technique, check_order
+from kingpost.technique import Technique, check_conflicts, check_order
 
 
 @unnamed
@@ -106,11 +106,17 @@ class Recipe(Option):
     """What is kept, and when."""
     seed: Annotated[int, Ge(0)] = 0
     """Determines initial weights, order of the data, and every random draw; not the split of the data."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """Runs one after another: changes to this recipe, each on top of the last (``{}`` for none). A stage starts from
+    the best weights of the one before it."""
 
     yaml_header: ClassVar[str] = "# A kingpost recipe. Train it again: kingpost train FILE [key=value ...]\n"
 
     def __post_init__(self) -> None:
         check_order(self.techniques)
+        check_conflicts(technique for _, technique in self.mounts())
+        object.__setattr__(self, "stages", tuple(plain(stage) for stage in self.stages))
+        self.staged()
         if self.budget.seconds is not None and getattr(self.layout, "data", 1) > 1:
             raise RecipeError(
                 "several processes have several clocks, and would part", path="budget.seconds", mend="use budget.steps"
@@ -131,6 +137,25 @@ class Recipe(Option):
             for path, technique in self.mounts()
         }
         return [path for path, fine in {"data": self.data.reproducible, **keys}.items() if not fine]
+
+    def staged(self) -> list[Recipe]:
+        """The recipe of each stage, without the weights that it starts from; none if there are no stages.
+
+        >>> recipe = Recipe(name="a", data="digits", model="mlp", stages=[{}, {"optimizer.lr": 0.1}, {"seed": 3}])
+        >>> [(stage.name, stage.optimizer.lr, stage.seed) for stage in recipe.staged()]
+        [('stage-1', 0.001, 0), ('stage-2', 0.1, 0), ('stage-3', 0.1, 3)]
+        """
+        found: list[Recipe] = []
+        before = self.with_(stages=()) if self.stages else self
+        for index, changes in enumerate(self.stages):
+            if inside := [key for key in changes if key.rstrip("+-") in ("stages", "name")]:
+                raise RecipeError("cannot be changed by a stage", path=f"stages.{index}.{inside[0]}", mend="remove it")
+            try:
+                before = before.patched(changes).with_(name=f"stage-{index + 1}")
+            except RecipeError as error:
+                raise error.under(f"stages.{index}") from error.__cause__
+            found.append(before)
+        return found
 
     def patched(self, *changes: str | Patch | Mapping[str, Any]) -> Recipe:
         """The recipe with overrides, written as on the command line, as a mapping, or as patches.

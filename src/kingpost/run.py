@@ -29,6 +29,7 @@ class Run:
     was divided and scaled), ``results.csv`` (one row an epoch), ``steps.csv`` (one row a step), ``findings.json``,
     ``run.json`` (status and final figures), ``weights/best.safetensors`` and ``weights/last.safetensors``,
     ``checkpoints/``, ``judged.safetensors`` (predictions behind the report) and ``report.html``.
+    A recipe with stages has a folder ``stage-1``, ``stage-2``, ... for each instead, which are runs themselves.
     """
 
     folder: Path
@@ -67,6 +68,17 @@ class Run:
     def all_in(cls, root: Path | str = RUNS) -> list[Run]:
         """All runs in a folder, oldest first."""
         return [cls(path.parent) for path in sorted(Path(root).glob("*/recipe.yaml"), key=lambda p: p.stat().st_mtime)]
+
+    @property
+    def stages(self) -> list[Run]:
+        """The runs of a recipe with stages that have begun, in order."""
+        folders = [path.parent for path in self.folder.glob("stage-*/recipe.yaml")]
+        return [type(self)(folder) for folder in sorted(folders, key=lambda f: int(f.name.removeprefix("stage-")))]
+
+    @property
+    def final(self) -> Run:
+        """The last stage that has begun; the run itself if it has no stages."""
+        return (self.stages or [self])[-1]
 
     @property
     def name(self) -> str:
@@ -124,7 +136,7 @@ class Run:
         Raises:
             RunError: the run has not saved any yet.
         """
-        path = self.folder / "weights" / f"{which}.safetensors"
+        path = self.final.folder / "weights" / f"{which}.safetensors"
         if not path.is_file():
             raise RunError(f"run '{self.name}' has no {which} weights yet (status: {self.status})")
         return path
@@ -155,6 +167,12 @@ class Run:
             lines.append(f"message    {message}")
         if "step" in summary:
             lines.append(f"position   epoch {summary['epoch']}, step {summary['step']}, {summary['seconds']:.1f} s")
+        if parent := summary.get("parent"):
+            came = f"{parent['weights']} of {parent['run']}" if "run" in parent else parent["weights"]
+            lines.append(f"starts at  {came}, SHA-256 {parent['sha256'][:12]}")
+        for stage in self.stages:
+            figures = stage.summary.get("test") or stage.summary.get("best") or {}
+            lines.append(f"{stage.name:<10} {stage.status}, {_figures(figures)}")
         lines += [f"{part:<10} {_figures(summary[part])}" for part in ("best", "test") if summary.get(part)]
         lines += [f"finding    {str(finding).splitlines()[0]}" for finding in self.findings[:8]]
         if (self.folder / "report.html").exists():

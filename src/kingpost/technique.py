@@ -19,7 +19,9 @@ class Technique(Option):
         after: names of techniques that must be listed earlier, if they are listed at all.
         conflicts: names of techniques that cannot be used together with this one, each with the reason.
         neutral: field values at which the technique changes nothing ("strength zero").
-        example: field values for the contract suite, where the defaults would not show an effect.
+        example: field values for the contract suite, where the defaults would not show an effect; None for what needs
+            the user's own files, and is tested by itself.
+        example_model: name of the net that the contract suite puts under it, where a plain one would not do.
         tasks: names of the tasks it is meant for; empty for all of them.
     """
 
@@ -27,12 +29,18 @@ class Technique(Option):
     after: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[Mapping[str, str]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
-    example: ClassVar[Mapping[str, Any]] = {}
+    example: ClassVar[Mapping[str, Any] | None] = {}
+    example_model: ClassVar[str] = ""
     tasks: ClassVar[tuple[str, ...]] = ()
 
     @property
     def exceptions(self) -> Mapping[str, str]:
         """Contracts that do not hold for this technique, each with the reason (shown in the contract table)."""
+        return {}
+
+    @property
+    def lineage(self) -> Mapping[str, Any]:
+        """The run or file that the weights come from, for ``run.json``; empty if from none."""
         return {}
 
     @abstractmethod
@@ -51,10 +59,28 @@ def check_order(techniques: Sequence[Technique]) -> None:
     Raises:
         RecipeError: names the two techniques, the reason, and the right order.
     """
+    check_conflicts(techniques)
     names = [technique.name for technique in techniques]
     for index, technique in enumerate(techniques):
         if technique.name in names[:index]:
             raise RecipeError(f"'{technique.name}' is listed twice", path="techniques", mend="keep one of them")
+        if late := [name for name in names[index + 1 :] if name in technique.after]:
+            raise RecipeError(
+                f"'{technique.name}' must come after {_quoted(late)}",
+                path="techniques",
+                mend=f"the right order: [{', '.join(right_order(techniques))}]",
+            )
+
+
+def check_conflicts(techniques: Iterable[Technique]) -> None:
+    """Refuse techniques that exclude each other, wherever they stand in the recipe.
+
+    Raises:
+        RecipeError: names the two, and the reason.
+    """
+    techniques = list(techniques)
+    names = [technique.name for technique in techniques]
+    for technique in techniques:
         for other, reason in technique.conflicts.items():
             if other in names:
                 raise RecipeError(
@@ -62,12 +88,6 @@ def check_order(techniques: Sequence[Technique]) -> None:
                     path="techniques",
                     mend=f"remove one, for example with techniques-={other}",
                 )
-        if late := [name for name in names[index + 1 :] if name in technique.after]:
-            raise RecipeError(
-                f"'{technique.name}' must come after {_quoted(late)}",
-                path="techniques",
-                mend=f"the right order: [{', '.join(right_order(techniques))}]",
-            )
 
 
 def right_order(techniques: Sequence[Technique]) -> list[str]:
@@ -86,7 +106,8 @@ def mount_all(assembly: Assembly, techniques: Iterable[tuple[str, Technique]]) -
     """Mount techniques in order; an error names the place in the recipe (the first of each pair)."""
     for path, technique in techniques:
         task = assembly.setting.task.name
-        if technique.tasks and task not in technique.tasks:
+        trunk = assembly.setting.task.pretext and "model" in technique.touches and path == "model"  # any net will do
+        if technique.tasks and task not in technique.tasks and not trunk:
             raise RecipeError(
                 f"'{technique.name}' is meant for {_quoted(technique.tasks)}, but the task is '{task}'",
                 path=path,

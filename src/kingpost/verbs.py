@@ -1,15 +1,17 @@
-"""The public verbs that need more than one part of kingpost: train, then report."""
+"""The public verbs that need more than one part of kingpost: train, then report; load a net, then let it write."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from kingpost.errors import MissingExtraError
+from kingpost.errors import MissingExtraError, RecipeError, RunError
 from kingpost.patch import Patch
 from kingpost.recipe import Recipe
 from kingpost.run import RUNS, Run
 from kingpost.train import parallel
 from kingpost.train import train as training
+from kingpost.train.predict import load_model
 
 
 def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
@@ -21,6 +23,60 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False, recip
     """Go on with a run, and write its report; see :func:`kingpost.train.train.resume`."""
     run = training.resume(folder, *changes, quiet=quiet, recipe=recipe)
     return _reported(run, recipe or run.recipe)
+
+
+def generate(
+    run: Run | Path | str,
+    prompt: str = "\n",
+    tokens: int = 200,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    beams: int = 1,
+    seed: int = 0,
+    which: Literal["best", "last"] = "best",
+    device: str = "auto",
+) -> str:
+    """Text that a trained language model writes after a prompt; the prompt is the beginning of it.
+
+    Args:
+        run: the run, its folder or its name.
+        prompt: what it goes on from.
+        tokens: how many it adds.
+        temperature: of the draws; 0 takes the likeliest token each time.
+        top_k: draw from the so many likeliest only.
+        top_p: draw from the fewest tokens that have this probability together.
+        beams: more than 1 searches for the likeliest text instead of drawing.
+        seed: of the draws.
+        which: weights of the best or the last epoch.
+        device: where to compute.
+
+    Raises:
+        RunError: no such run, no weights yet, or no language model of one text.
+        DataError: the prompt holds characters that the vocabulary does not know.
+    """
+    from kingpost.build import generate as writing
+    from kingpost.data import tokens as vocabulary
+
+    run = run if isinstance(run, Run) else Run.open(run)
+    fitted = run.data.get("fitted", {})
+    if run.data.get("task") != "language-modelling" or "kind" not in fitted:
+        raise RunError(f"run '{run.name}' is no language model of a text; kingpost predict {run.name} judges it")
+    if not prompt:
+        raise RecipeError("is empty", path="prompt", mend="give at least one character; a line feed is one")
+    model = load_model(run, which, device)
+    where = next(model.parameters()).device
+    start = vocabulary.encode(prompt, fitted).to(where)
+    try:
+        if beams > 1:
+            found = writing.beam_search(model, start, tokens, beams=beams)[0][0].tokens
+        else:
+            draws = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+            found = writing.generate(model, start, tokens, **draws)[0]  # type: ignore[arg-type]
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return vocabulary.decode(found, fitted)
 
 
 def _reported(run: Run, recipe: Recipe) -> Run:

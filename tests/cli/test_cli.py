@@ -59,7 +59,7 @@ def here(trained, monkeypatch):
     ("words", "line"),
     [
         ("tarin digits",
-         "unknown command 'tarin'; did you mean 'train'? known: plan, predict, report, resume, runs, schema, train"),
+         "unknown command 'tarin'; did you mean 'train'? known: "),
         ("plan digitz", "no recipe 'digitz'; did you mean 'digits'? known: "),
         ("plan digits optimzer.lr=1",
          "optimzer: unknown key; did you mean 'optimizer'? known: batch_size, budget, data, initialise, layout, model, "
@@ -201,10 +201,62 @@ def test_version_and_no_words(capsys):
     assert ended.value.code == 2 and "examples:" in capsys.readouterr().out
 
 
+def test_techniques_are_listed_and_shown(capsys):
+    assert main(["techniques", "--kind", "technique", "--slot", "stop"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["name", "kind", "touches", "time", "activations", "state", "what"]
+    assert [row.split()[:2] for row in rows] == [["early-stopping", "technique"]]
+    assert main(["techniques", "--slot", "order", "--json"]) == 0
+    assert all("order" in card["touches"] for card in json.loads(capsys.readouterr().out))
+    assert main(["techniques", "show", "mixup"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mixup (technique): Train on ") and "unproven" in out and len(out.splitlines()) <= 30
+    assert main(["techniques", "show", "mixup", "--json"]) == 0
+    field = {"name": "alpha", "default": "0.2", "meaning": "Strength: 0 never mixes, 1 mixes uniformly."}
+    assert json.loads(capsys.readouterr().out)["fields"] == [field]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("show mixap", "no technique 'mixap'; did you mean 'mixup'?"),
+        ("show", "show which technique; for example kingpost techniques show mixup"),
+        ("mixup", "unknown word 'mixup'; write kingpost techniques show mixup"),
+        ("show mixup --kind optimizer", "--kind and --slot have no effect on one card; leave them out"),
+        ("--slot stpo", "no slot 'stpo'; did you mean 'stop'? known: "),
+        ("--kind optimiser", "no kind 'optimiser'; did you mean 'optimizer'? known: "),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_card_that_is_not_there_is_one_line_and_code_2(given, line, as_json, capsys):
+    assert main(["techniques", *given.split(), *(["--json"] if as_json else [])]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {line}") and err.count("\n") == 1
+    assert bool(out) == as_json
+
+
+ORDER = (
+    "train",
+    "resume",
+    "plan",
+    "lr",
+    "nets",
+    "techniques",
+    "size",
+    "predict",
+    "attack",
+    "generate",
+    "runs",
+    "report",
+    "schema",
+)
+
+
 @pytest.mark.slow
 def test_every_example_in_the_help_runs_as_it_stands(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    for name in ("train", "resume", "plan", "predict", "runs", "report", "schema"):
+    tell_a_tale(tmp_path)
+    for name in ORDER:
         for example in COMMANDS[name].examples:
             program, *words = shlex.split(example)
             assert program == "kingpost" and words[0] == name
@@ -215,8 +267,55 @@ def test_every_example_in_the_help_runs_as_it_stands(tmp_path, monkeypatch, capf
             assert out.count("status     ") <= 1  # processes that were launched leave the last word to the launcher
             if "--json" in words:
                 json.loads(out)
-    assert set(COMMANDS) == {"train", "resume", "plan", "predict", "runs", "report", "schema"}
+    assert set(COMMANDS) == set(ORDER)
     assert Run.open("digits").summary["epoch"] == 42  # the last of the examples of resume
+
+
+def tell_a_tale(folder):
+    """A language model in runs/tale, barely trained, for the examples of generate."""
+    (folder / "tale.txt").write_text("Once the king post held the roof, and the roof held out the rain.\n" * 30)
+    recipe = kingpost.Recipe.from_value(
+        {
+            "name": "tale",
+            "data": {"name": "text", "path": [str(folder / "tale.txt")], "context": 16},
+            "model": {"name": "gpt", "depth": 1, "width": 16},
+            "budget": {"steps": 2},
+            "layout": {"name": "data-parallel", "threads": 1},
+            "save": {"report": False},
+        }
+    )
+    return kingpost.train(recipe, root=folder / "runs", quiet=True)
+
+
+def test_generate_goes_on_from_the_prompt(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tell_a_tale(tmp_path)
+
+    def said(*words):
+        assert main(["generate", "tale", "--prompt", "Once ", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)["text"]
+
+    once = said("--tokens", "30")
+    assert once.startswith("Once ") and len(once) == len("Once ") + 30
+    assert once == said("--tokens", "30") != said("--tokens", "30", "--seed", "1")
+    assert said("--temperature", "0", "--tokens", "8") == said("--top-k", "1", "--tokens", "8")
+    assert len(said("--beams", "2", "--tokens", "8")) == len("Once ") + 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tokens", "0"], "tokens: at least one"),
+        (["--temperature", "-1"], "temperature:"),
+        (["--prompt", ""], "prompt: is empty"),
+        (["--prompt", "\u00dc"], "characters are not in the training text"),
+    ],
+)
+def test_generate_says_what_it_cannot_do(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tell_a_tale(tmp_path)
+    assert main(["generate", "tale", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def kingpost_process(words, folder, **options):

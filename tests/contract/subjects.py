@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kingpost import catalogue
+from kingpost.net import Net
 from kingpost.recipe import Recipe
 from kingpost.technique import Technique
 from kingpost.train import checkpoint
@@ -17,8 +18,9 @@ STEPS, BATCH = 6, 8  # two epochs of three steps
 
 
 def subjects() -> list[tuple[str, str]]:
-    """(kind, name) of everything in the catalogue that is a technique."""
-    return [(kind, name) for kind in KINDS for name in catalogue.CATALOGUE[kind]]
+    """(kind, name) of everything in the catalogue that is a technique and needs no files of the user's."""
+    found = [(kind, name, catalogue.find(kind, name)) for kind in KINDS for name in catalogue.CATALOGUE[kind]]
+    return [(kind, name) for kind, name, cls in found if cls.example is not None]  # type: ignore[attr-defined]
 
 
 def make(kind: str, name: str, **fields: Any) -> Technique:
@@ -28,16 +30,41 @@ def make(kind: str, name: str, **fields: Any) -> Technique:
     return cls(**{**cls.example, **fields})
 
 
+# Form of sample -> the toy of that form. Images, and tokens to be continued, are what the toy gives by default.
+TOYS = {
+    "table": "codes", "clip": "clips", "series": "series", "tokens": "tokens", "token-pair": "pairs",
+    "nodes": "nodes", "graph": "graphs",
+}  # fmt: skip
+MODELS: dict[str, Any] = {
+    "language-modelling": {"name": "gpt", "depth": 1, "width": 8, "heads": 2},
+    "sequence-to-sequence": "seq2seq",
+    "multi-task": "multi-task",
+}
+
+
+def toy_for(subject: Technique | None) -> dict[str, str]:
+    """Task and form of the toy that a subject is tried on: its first task, and the first form that it reads."""
+    task = subject.tasks[0] if subject is not None and subject.tasks else "classification"
+    if task == "multi-task":
+        return {"task": task, "form": "heads"}
+    if task == "sequence-to-sequence":
+        return {"task": task, "form": "pairs"}
+    reads = getattr(subject, "reads", ("image",))
+    if reads[0] == "series" and subject is not None and not isinstance(subject, Net) and task in subject.tasks:
+        return {"task": task, "form": "recordings"}  # the toy of a net that reads series is a forecast
+    if "image" in reads or task == "language-modelling":
+        return {"task": task, "form": ""}
+    return {"task": task, "form": TOYS[reads[0]]}
+
+
 def recipe_with(kind: str, subject: Technique | None, dtype: str = "float64") -> Recipe:
     """A toy recipe in which the subject stands at its place; None leaves the place as the plain recipe has it."""
-    task = subject.tasks[0] if subject is not None and subject.tasks else "classification"
-    model: Any = {"name": "gpt", "depth": 1, "width": 8, "heads": 2} if task == "language-modelling" else {
-        "name": "mlp", "widths": [16]
-    }  # fmt: skip
+    toy = toy_for(subject)
+    needed = subject.example_model if subject is not None else ""
     fields: dict[str, Any] = {
         "name": "toy",
-        "data": {"name": "contract.toys:Toy", "task": task, "dtype": dtype},
-        "model": model,
+        "data": {"name": "contract.toys:Toy", **toy, "dtype": dtype},
+        "model": example_model(needed or MODELS.get(toy["task"], {"name": "mlp", "widths": [16]})),
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.5},
         "batch_size": BATCH,
         "budget": {"epochs": 2},
@@ -49,6 +76,11 @@ def recipe_with(kind: str, subject: Technique | None, dtype: str = "float64") ->
     if kind == "layout" and subject is not None:
         fields["layout"] = subject.with_(threads=1)
     return Recipe.from_value(fields)
+
+
+def example_model(named: Any) -> Any:
+    """A net by name alone is the one that it shows as its example."""
+    return make("model", named) if isinstance(named, str) else named
 
 
 def dtype_of(subject: Technique) -> str:

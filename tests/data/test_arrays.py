@@ -233,3 +233,40 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(DataError, match="expected 'sha256:<hex>' or 'md5:<hex>'"):
         read_bytes(tmp_path / "fine.gz", {"fine.gz": "crc:00"})
     assert read_text(tmp_path / "fine.gz") == "text " * 100
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "moved", "axis"),
+    [
+        ((20, 5, 4, 3), "last", (3, 5, 4), 1),
+        ((20, 6, 5, 4, 3), "last", (6, 3, 5, 4), 2),
+        ((20, 5, 4), "none", (1, 5, 4), 1),
+        ((20, 6, 5, 4), "none", (6, 1, 5, 4), 2),
+        ((20, 6, 3), "first", (6, 3), 2),
+    ],
+    ids=["images", "clips", "grey images", "grey clips", "series"],
+)
+def test_channels_go_where_nets_want_them_and_have_a_scale_each(tmp_path, shape, channels, moved, axis):
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(20) % 2)
+    opened = Npz(path=tmp_path / "a.npz", channels=channels, validation=0.0).open()
+    assert opened.facts.inputs[0][0] == moved
+    values = x[..., None] if channels == "none" else x
+    values = np.moveaxis(values, -1, axis) / 255 if channels != "first" else values / 255
+    others = tuple(a for a in range(values.ndim) if a != axis)
+    wanted = (values - values.mean(others, keepdims=True)) / values.std(others, keepdims=True)
+    np.testing.assert_allclose(opened.splits["train"].inputs[0], wanted, atol=1e-5)  # float32
+
+
+def test_tokens_and_codes_are_counted():
+    tokens = torch.tensor([[1, 2], [3, 0]] * 5)
+    assert Arrays(inputs=tokens, targets=np.arange(10) % 2, validation=0.2).open().facts.vocabulary == 4
+    pairs = Arrays(inputs=(tokens, tokens + 1), targets=tokens + 2, task="sequence-to-sequence", validation=0.2)
+    pair = pairs.open().facts
+    assert (pair.vocabulary, pair.target_vocabulary, pair.form) == (4, 6, "token-pair")
+    table = Arrays(inputs=(torch.zeros(10, 3), tokens), targets=np.arange(10) % 2, validation=0.2).open().facts
+    assert (table.form, table.cardinalities, table.vocabulary) == ("table", (4, 3), 0)
+    with pytest.raises(DataError, match="test: token or code 9, but those of the training samples end at 3"):
+        Arrays(inputs=tokens, targets=np.arange(10) % 2, test=(tokens * 3, np.arange(10) % 2)).open()
+    series = Arrays(inputs=torch.zeros(10, 5, 2), targets=torch.zeros(10, 3), task="forecasting", validation=0.2).open()
+    assert series.facts.form == "series" and series.facts.target_shape == (3,)

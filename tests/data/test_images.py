@@ -146,7 +146,8 @@ def test_parts_by_folder(pictures):
     assert opened.splits["validation"].targets.tolist() == [1] and opened.facts.inputs[0][0] == (1, 4, 4)
     one = source.read(pictures / "validation" / "dog" / "00.png", opened.fitted, opened.facts)
     assert one.inputs[0].equal(opened.splits["validation"].inputs[0])
-    assert len(source.read(pictures / "train", opened.fitted, opened.facts)) == 23
+    many = source.read(pictures / "train", opened.fitted, opened.facts)
+    assert len(many) == 23 and not many.labelled and not one.labelled
     assert choose("data", {"name": "image-folder", **source.to_value()}) == source
 
 

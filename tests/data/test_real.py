@@ -7,6 +7,7 @@ import torch
 
 from kingpost.option import choose
 from kingpost.source import Order
+from kingpost.train.forecasting import naive_errors
 
 pytestmark = pytest.mark.skipif(
     "KINGPOST_DATA" not in os.environ, reason="KINGPOST_DATA does not name the folder of the data sets"
@@ -86,3 +87,55 @@ def test_multi30k():
     files = {part: [f"multi30k/{name}.{language}.gz" for language in ("en", "de")] for part, name in parts.items()}
     _, rows = opened({"name": "sentence-pairs", "vocabulary": 1000, **files})
     assert rows == {"train": 1014, "validation": 1000, "test": 1000}
+
+
+def test_tweets():
+    files = {
+        part: [f"tweet_emotion/{name}_{kind}.txt.gz" for kind in ("text", "labels")]
+        for part, name in {"train": "train", "validation": "val", "test": "test"}.items()
+    }
+    dataset, rows = opened({"name": "text-lines", "mapping": "tweet_emotion/mapping.txt", **files})
+    assert rows == {"train": 3257, "validation": 374, "test": 1421}
+    assert dataset.facts.classes == ("anger", "joy", "optimism", "sadness")
+    assert sum(dataset.fitted["cut"].values()) == 0  # no tweet is longer than the longest of the training part
+
+
+def test_ag_news():
+    dataset, rows = opened(
+        {"name": "text-lines", "train": "ag_news_7600/train.csv.gz", "test": "ag_news_7600/test.csv.gz",
+         "columns": ["label", "text", "text"], "mapping": "ag_news_7600/classes.txt"}
+    )  # fmt: skip
+    assert rows == {"train": 5400, "validation": 600, "test": 1600}
+    assert dataset.facts.classes == ("World", "Sports", "Business", "Sci/Tech")
+    assert torch.bincount(dataset.splits["test"].targets).tolist() == [400] * 4
+
+
+# Mean squared and mean absolute error of repeating the last value on ETTh1, all seven columns, as printed in
+# Zeng et al., "Are Transformers Effective for Time Series Forecasting?", arXiv 2205.13504 (column "Repeat"). Their
+# loader gives batches of 32 and drops the last, incomplete one.
+REPEATED = {96: (1.295, 0.713), 192: (1.325, 0.733), 336: (1.323, 0.744), 720: (1.339, 0.756)}
+
+
+@pytest.mark.parametrize("horizon", REPEATED)
+def test_etth1_is_divided_and_scaled_as_in_the_literature(horizon):
+    value = {"name": "series", "path": "etth1/ETTh1.csv.gz", "time": "date", "rows": [8640, 2880, 2880],
+             "target": ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"], "horizon": horizon}  # fmt: skip
+    dataset, rows = opened(value)
+    assert rows == {"train": 8640 - 96 - horizon + 1, "validation": 2881 - horizon, "test": 2881 - horizon}
+    split = dataset.splits["test"]
+    split.starts = split.starts[: len(split) // 32 * 32]
+    errors = naive_errors(dataset, "test")["the last value again"]
+    assert (round(errors["mse"], 3), round(errors["mae"], 3)) == REPEATED[horizon]
+
+
+def test_spoken_digits():
+    dataset, rows = opened({"name": "audio-npz", "train": "fsdd/train.npz", "test": "fsdd/test.npz"})
+    assert rows == {"train": 540, "validation": 60, "test": 200} and dataset.facts.inputs[0][0][1] == 40
+    assert torch.bincount(dataset.splits["test"].targets).tolist() == [20] * 10
+
+
+def test_moving_images():
+    dataset, rows = opened({"name": "moving-images", "folder": "fashion_mnist", "limit": 1200})
+    assert rows == {"train": 1100, "validation": 100, "test": 1200}
+    batch = next(dataset.splits["train"].batches(Order(batch_size=8, shuffle=True)))
+    assert batch.inputs[0].shape == (8, 8, 1, 32, 32)

@@ -90,7 +90,8 @@ def test_codes_for_embeddings(frame, path):
     opened = Table(train=path, target="bought", encode="codes").open()
     assert opened.facts.inputs == (((4,), torch.float32), ((2,), torch.int64))
     assert opened.facts.features == ("age", "income", "income is missing", "price", "city", "job")
-    names = ["Bonn", "Köln", "Trier"]
+    names = ["other", "Bonn", "Köln", "Trier"]
+    assert opened.facts.form == "table" and opened.facts.cardinalities[0] == len(names)
     codes = opened.splits["validation"].inputs[1][:, 0]
     assert [names[code] for code in codes] == frame["city"].iloc[opened.indices["validation"].numpy()].tolist()
 
@@ -191,7 +192,7 @@ def test_later_files_that_do_not_fit_are_refused(path, tmp_path):
 
 
 def test_options_without_effect_are_refused():
-    with pytest.raises(RecipeError, match="strip_target and label_map have no effect with task=regression"):
+    with pytest.raises(RecipeError, match="task: strip_target has no effect with task=regression"):
         Table(train="a", target="y", task="regression", strip_target=".")
     with pytest.raises(RecipeError, match=r"target: got \['a', 'b'\]; one column, or task=multi-label"):
         Table(train="a", target=["a", "b"])

@@ -153,3 +153,32 @@ def test_sentences_that_are_cut_are_counted_and_unaligned_ones_refused(tmp_path)
     (tmp_path / "b").write_text("x\n" * 19)
     with pytest.raises(DataError, match=r"a has 20 lines, .*b has 19; they must be aligned"):
         SentencePairs(train=files).open()
+
+
+def test_facts_and_lengths_of_sentence_pairs(tmp_path):
+    (tmp_path / "a").write_text("".join(f"{'one ' * (n % 5 + 1)}\n" for n in range(20)))
+    (tmp_path / "b").write_text("".join(f"{'zwei ' * (n % 3 + 1)}\n" for n in range(20)))
+    (tmp_path / "c").write_text("".join(f"{'far too long ' * 9}\n" for n in range(4)))
+    train, test = (str(tmp_path / "a"), str(tmp_path / "b")), (str(tmp_path / "c"), str(tmp_path / "c"))
+    opened = SentencePairs(train=train, test=test, vocabulary=264).open()
+    longest = []
+    for side, key in ((0, "source_vocabulary"), (1, "target_vocabulary")):
+        lines = [opened.splits["train"].texts[row][side] for row in range(18)]
+        longest.append(max(len(line) for line in tokens.encode_lines(lines, opened.fitted[key])) + 1)
+    facts = opened.facts
+    assert facts.inputs == (((longest[0],), torch.int64), ((longest[1],), torch.int64))
+    assert (facts.task, facts.form, facts.target_shape) == ("sequence-to-sequence", "token-pair", (longest[1],))
+    assert (facts.vocabulary, facts.target_vocabulary) == (264, 264)
+    assert (facts.padding, facts.begin, facts.end) == (0, 1, 2)
+    assert opened.fitted["cut"] == {"train": 0, "validation": 0, "test": 8}
+    assert opened.splits["test"].texts[0] == ("far too long " * 9,) * 2  # the sentence as it is, never cut
+    kept = [token for token in opened.splits["train"].targets[0].tolist() if token > 2]
+    assert opened.decode(kept) == opened.splits["train"].texts[0][1]
+    new = SentencePairs(train=train).read(tmp_path / "b", opened.fitted, facts)
+    assert len(new) == 20 and not new.labelled and new.texts[1] == ("zwei zwei ", "")
+    for row, line in enumerate(
+        tokens.encode_lines([text for text, _ in new.texts], opened.fitted["source_vocabulary"])
+    ):
+        wanted = [*line[: longest[0] - 1], 2]
+        assert new.inputs[0][row].tolist() == wanted + [0] * (longest[0] - len(wanted))
+    assert new.inputs[1][:, 0].eq(1).all() and new.targets.eq(-100).all()

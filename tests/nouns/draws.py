@@ -174,8 +174,11 @@ def _scalars(hint: Any, many: bool = False) -> list[tuple[Any, bool]]:
         return []
     if inner in (int, float):
         return [(hint, many)]
-    lists = many or typing.get_origin(inner) is tuple
-    return [found for argument in typing.get_args(inner) for found in _scalars(argument, lists)]
+    origin, arguments = typing.get_origin(inner), typing.get_args(inner)
+    if origin is dict or (origin is tuple and (many or arguments[-1] is not Ellipsis)):
+        return []  # bounds inside mappings and lists of lists are left to their own tests
+    lists = many or origin is tuple
+    return [found for argument in arguments for found in _scalars(argument, lists)]
 
 
 def needed(cls: type) -> dict[str, Any]:

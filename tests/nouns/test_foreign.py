@@ -99,7 +99,7 @@ def test_own_techniques_are_checked_like_others(mine):
          r"^model.widht: missing a required argument: 'width'; did you mean 'width'\? known: width$"),
         ({"model": "mine_for_kingpost:ramp"}, r"^model: missing a required argument: 'step'; "),
         ({"model": "mine_for_kingpost:NOT_CALLABLE"},
-         r"^model: got 3; pass a name, an object or what makes it; known: cnn, gpt, mlp$"),
+         r"^model: got 3; pass a name, an object or what makes it; known: capsule, cnn, "),
         ({"optimizer": {"name": "torch.optim:NAdam", "lrr": 1}}, r"^optimizer.lrr: got an unexpected keyword argument"),
     ],
 )  # fmt: skip

@@ -55,8 +55,8 @@ def test_a_technique_for_another_task_is_refused():
     with pytest.raises(RecipeError) as caught:
         kp.plan(recipe(["clip", "label-smoothing"], task="regression"))
     assert str(caught.value) == (
-        "techniques.label-smoothing: 'label-smoothing' is meant for 'classification', 'language-modelling', but the "
-        "task is 'regression'; remove it, or change the task"
+        "techniques.label-smoothing: 'label-smoothing' is meant for 'classification', 'language-modelling', "
+        "'sequence-to-sequence', but the task is 'regression'; remove it, or change the task"
     )
 
 

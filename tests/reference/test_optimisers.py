@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from kingpost.train.optimise.schedules import cosine, one_cycle
+from kingpost.train.optimise.schedules_cycles import one_cycle
+from kingpost.train.optimise.schedules_decay import cosine
 from reference.plain import assert_same, batches, by_hand, by_kingpost, net
 
 # Twelve steps with numbers around 1 in 64 bits: each step rounds at 1e-16 and the net is smooth, so a few 1e-15 are

@@ -73,7 +73,7 @@ def test_the_pure_functions_in_a_plain_loop_equal_the_recipe(tmp_path: Path) -> 
     techniques = [{"name": "sam", "rho": 0.3}, {"name": "ema", "decay": 0.7, "warmup": False}]
     run = train(recipe(techniques=techniques, initialise="he"), root=tmp_path, quiet=True)
     from kingpost import seeds
-    from kingpost.build.initialisers import initialise_weights
+    from kingpost.build.initialise.weights import initialise_weights
 
     model = net()
     initialise_weights(model, lambda w, g: nn.init.kaiming_normal_(w, generator=g), seeds.derive(0, "initialise"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from kingpost.data import scaling
-from kingpost.data.facts import TaskName, as_targets, as_tensors, class_numbers, facts_of
+from kingpost.data.facts import WHOLE, TaskName, as_targets, as_tensors, class_numbers, facts_of
 from kingpost.data.parts import FilePath, Fraction, Names, Seed, divide
 from kingpost.data.tensors import TensorSplit
 from kingpost.errors import DataError, RecipeError
@@ -49,7 +50,7 @@ class Arrays(Source):
     classes: Names = ()
     """Names of the classes or labels; by default their numbers."""
     standardise: bool = False
-    """Scale inputs (axis 1) and regression targets by mean and deviation of the training part."""
+    """Scale each column, channel or feature, and targets that are values, by mean and deviation in training."""
 
     def __post_init__(self) -> None:
         for key in ("validation", "test"):
@@ -124,11 +125,12 @@ class Npz(Source):
     classes: str = ""
     """Key of the names of the classes; by default they are their numbers."""
     channels: Literal["first", "last", "none"] = "first"
-    """Where an image has its channels: ``last`` moves them to axis 1, ``none`` adds an axis of one."""
+    """Where images ``(N, H, W)`` and clips ``(N, T, H, W)`` have their channels: before the rows, after the columns
+    (``last``), or nowhere (``none`` adds an axis of one)."""
     task: TaskName | None = None
     """What the targets are for; null guesses it: whole numbers are classes, others are values."""
     standardise: bool = True
-    """Scale inputs (axis 1) and regression targets by mean and deviation of the training part."""
+    """Scale each column, channel or feature, and targets that are values, by mean and deviation in training."""
     split_seed: Annotated[int, Ge(0)] = 0
     """Seed of the split; not that of the run."""
 
@@ -164,9 +166,9 @@ class Npz(Source):
         if self.targets in arrays:
             targets = as_targets(arrays[self.targets], facts.task, self.targets)[0]  # type: ignore[arg-type]
         else:
-            whole = facts.task in ("classification", "language-modelling")
-            targets = torch.zeros(len(inputs[0]), *facts.target_shape, dtype=torch.int64 if whole else torch.float32)
-        return TensorSplit(*_scaled((inputs, targets), fitted))
+            dtype = torch.int64 if facts.task in WHOLE else torch.float32
+            targets = torch.zeros(len(inputs[0]), *facts.target_shape, dtype=dtype)
+        return TensorSplit(*_scaled((inputs, targets), fitted), labelled=self.targets in arrays)
 
     def _inputs(self, arrays: Mapping[str, np.ndarray], keys: tuple[str, ...], file: Path) -> tuple[Tensor, ...]:
         return tuple(
@@ -176,7 +178,10 @@ class Npz(Source):
     def _channels_first(self, x: Tensor) -> Tensor:
         if self.channels == "first":
             return x
-        return x.unsqueeze(1) if self.channels == "none" else x.movedim(-1, 1).contiguous()
+        if not 3 <= x.ndim - (self.channels == "last") <= 4:
+            shape = tuple(x.shape[1:])
+            raise DataError(f"{self.path}: samples of shape {shape} are no images or clips; set data.channels=first")
+        return x.unsqueeze(-3) if self.channels == "none" else x.movedim(-1, -3).contiguous()
 
 
 def assemble(
@@ -202,13 +207,21 @@ def assemble(
         classes = classes or class_numbers(part for _, part in given.values())
     facts = facts_of(task, inputs, targets, classes)
     for part, (others, values) in given.items():
-        if facts_of(task, others, values, facts.classes).inputs != facts.inputs:
+        of_part = facts_of(task, others, values, facts.classes)
+        if of_part.inputs != facts.inputs or of_part.target_shape != facts.target_shape:
             raise DataError(f"{part}: samples differ in shape or dtype from those of the training part")
+        for one, other in zip(_codes(facts), _codes(of_part), strict=True):
+            if other > one:
+                raise DataError(
+                    f"{part}: token or code {other - 1}, but those of the training samples end at {one - 1}"
+                )
     groups = targets.numpy() if task == "classification" else None
     indices = divide(len(targets), fraction["validation"], fraction["test"], split_seed, groups)
     samples = {part: (tuple(x[index] for x in inputs), targets[index]) for part, index in indices.items()}
     samples.update({part: pair for part, pair in given.items() if part != "train"})
     fitted = _fit(samples["train"], task) if standardise else {}
+    if fitted and facts.form in ("features", "table"):
+        facts = dataclasses.replace(facts, scales=tuple(zip(*fitted["inputs"][0].values(), strict=True)))
     return Dataset(
         facts=facts,
         splits={part: TensorSplit(*_scaled(pair, fitted)) for part, pair in samples.items()},
@@ -240,7 +253,12 @@ def _key(arrays: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarray:
 def _fit(train: Samples, task: str) -> dict[str, Any]:
     """Scales of the floating point inputs (null for tokens) and, in regression, of the targets."""
     inputs = [scaling.fit(x) if x.is_floating_point() else None for x in train[0]]
-    return {"inputs": inputs} | ({"target": scaling.fit(train[1])} if task == "regression" else {})
+    return {"inputs": inputs} | ({"target": scaling.fit(train[1])} if task in ("regression", "forecasting") else {})
+
+
+def _codes(facts: DataFacts) -> tuple[int, ...]:
+    """How many tokens or codes there are, of each kind."""
+    return (facts.vocabulary, facts.target_vocabulary, *facts.cardinalities)
 
 
 def _scaled(samples: Samples, fitted: Mapping[str, Any]) -> Samples:

@@ -85,6 +85,7 @@ class Bundled(Source):
                 inputs=(((columns.shape[1],), torch.float32),),
                 classes=() if regression else tuple(map(str, loaded.target_names)),
                 features=tuple(map(str, loaded.feature_names)),
+                scales=tuple(zip(*fitted["inputs"][0].values(), strict=True)),
             ),
             splits={part: whole.subset(index) for part, index in indices.items()},
             fingerprint=fingerprint([loaded.data, raw]),

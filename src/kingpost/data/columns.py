@@ -80,7 +80,7 @@ def encode_columns(
 ) -> tuple[Tensor, ...]:
     """Rows as the model's inputs: ``(N, F)`` float32, and with ``codes`` the categories, ``(N, K)`` int64.
 
-    A category that the training rows lack is the last one, ``<other>``.
+    A category that the training rows lack is the last column of 0 and 1, or the code 0: ``<other>``.
 
     Raises:
         DataError: a column is absent, or a text stands among its numbers.
@@ -96,7 +96,7 @@ def encode_columns(
         if column["kind"] == "number":
             numbers += _encode_numbers(values, column, where)
         elif encoding == "codes":
-            codes.append(_codes(values, column))
+            codes.append((_codes(values, column) + 1) % (len(column["categories"]) + 1))
         else:
             numbers.append(torch.nn.functional.one_hot(_codes(values, column), len(column["categories"]) + 1).float())
     groups = ([torch.cat([x.view(len(frame), -1) for x in numbers], 1)] if numbers else []) + (
@@ -124,6 +124,27 @@ def feature_names(columns: Sequence[Column], encoding: Encoding) -> tuple[str, .
         elif column["kind"] == "category":
             names += [f"{name}={category}" for category in (*column["categories"], OTHER)]
     return (*names, *coded)
+
+
+def feature_scales(columns: Sequence[Column], encoding: Encoding) -> tuple[tuple[float, float], ...]:
+    """Mean and standard deviation of each encoded column, aligned with :func:`feature_names`; 0 and 1 if unscaled.
+
+    >>> feature_scales([{"name": "age", "kind": "number", "missing": False, "mean": 40.0, "std": 12.0}], "one-hot")
+    ((40.0, 12.0),)
+    """
+    own = {str(column["name"]): (column["mean"], column["std"]) for column in columns if column["kind"] == "number"}
+    return tuple(own.get(name, (0.0, 1.0)) for name in feature_names(columns, encoding))
+
+
+def cardinalities(columns: Sequence[Column], encoding: Encoding) -> tuple[int, ...]:
+    """Number of codes of each category, 0 for all others included; empty unless the encoding is ``codes``.
+
+    >>> cardinalities([{"name": "sex", "kind": "category", "categories": ["f", "m"]}], "codes")
+    (3,)
+    """
+    if encoding != "codes":
+        return ()
+    return tuple(len(column["categories"]) + 1 for column in columns if column["kind"] == "category")
 
 
 def to_numbers(values: pd.Series) -> np.ndarray:

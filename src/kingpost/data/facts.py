@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,10 @@ from torch import Tensor
 from kingpost.errors import DataError
 from kingpost.source import DataFacts
 
-TaskName = Literal["classification", "regression", "multi-label", "language-modelling"]
+TaskName = Literal[
+    "classification", "regression", "multi-label", "language-modelling", "sequence-to-sequence", "forecasting"
+]  # fmt: skip
+WHOLE = ("classification", "language-modelling", "sequence-to-sequence")  # tasks whose targets are whole numbers
 
 
 def as_tensors(given: object, where: str) -> tuple[Tensor, ...]:
@@ -56,7 +60,7 @@ def as_targets(given: object, task: TaskName | None, where: str) -> tuple[Tensor
         whole = not tensor.is_floating_point()
         labels = tensor.ndim == 2 and bool(((tensor == 0) | (tensor == 1)).all())
         task = "classification" if whole and tensor.ndim == 1 else "multi-label" if labels else "regression"
-    if task in ("regression", "multi-label"):
+    if task not in WHOLE:
         return tensor.float(), task
     if tensor.is_floating_point():
         raise DataError(f"{where}: {task} needs whole numbers, got {tensor.dtype}; use .long(), or task=regression")
@@ -84,7 +88,6 @@ def facts_of(task: TaskName, inputs: Sequence[Tensor], targets: Tensor, classes:
     if not len(targets):
         raise DataError("there are no samples")
     shapes = tuple((tuple(x.shape[1:]), x.dtype) for x in inputs)
-    vocabulary = 0
     if task == "classification":
         classes = tuple(classes) or class_numbers([targets])
         if int(targets.min()) < 0 or int(targets.max()) >= len(classes):
@@ -94,16 +97,17 @@ def facts_of(task: TaskName, inputs: Sequence[Tensor], targets: Tensor, classes:
             )
     elif task == "multi-label":
         classes = tuple(classes) or tuple(map(str, range(targets.shape[1])))
-    elif task == "language-modelling":
-        tokens = [x for x in (*inputs, targets) if not x.is_floating_point()]
-        vocabulary = max(int(x.max()) for x in tokens) + 1
-    return DataFacts(
-        task=task,
-        inputs=shapes,
-        target_shape=tuple(targets.shape[1:]),
-        classes=tuple(classes),
-        vocabulary=vocabulary,
-    )
+    facts = DataFacts(task=task, inputs=shapes, target_shape=tuple(targets.shape[1:]), classes=tuple(classes))
+    if task == "language-modelling":
+        return replace(facts, vocabulary=max(int(x.max()) for x in (*inputs, targets) if not x.is_floating_point()) + 1)
+    if facts.form == "tokens":
+        return replace(facts, vocabulary=int(inputs[0].max()) + 1)
+    if facts.form == "token-pair":
+        target_vocabulary = max(int(x.max()) for x in (inputs[1], targets)) + 1
+        return replace(facts, vocabulary=int(inputs[0].max()) + 1, target_vocabulary=target_vocabulary)
+    if facts.form == "table":
+        return replace(facts, cardinalities=tuple(int(column.max()) + 1 for column in inputs[1].unbind(1)))
+    return facts
 
 
 def class_numbers(targets: Iterable[Tensor]) -> tuple[str, ...]:

@@ -87,17 +87,23 @@ class Idx(Source):
         images = torch.from_numpy(read_idx(path, axes=3))[:, None]
         if tuple(images.shape[1:]) != facts.inputs[0][0]:
             raise DataError(f"{path}: images {tuple(images.shape[1:])}, the model was trained on {facts.inputs[0][0]}")
-        return TensorSplit((scaling.apply(images, fitted["inputs"][0]),), torch.zeros(len(images), dtype=torch.int64))
+        inputs = (scaling.apply(images, fitted["inputs"][0]),)
+        return TensorSplit(inputs, torch.zeros(len(images), dtype=torch.int64), labelled=False)
 
     def _pair(self, folder: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
-        x = torch.from_numpy(read_idx(_plain_or_gz(folder, images), 3, self.checksums))[:, None]
-        y = torch.from_numpy(read_idx(_plain_or_gz(folder, labels), 1, self.checksums)).long()
+        x = torch.from_numpy(read_idx(plain_or_gz(folder, images), 3, self.checksums))[:, None]
+        y = torch.from_numpy(read_idx(plain_or_gz(folder, labels), 1, self.checksums)).long()
         if len(x) != len(y):
             raise DataError(f"{folder}: {len(x)} images in '{images}', but {len(y)} labels in '{labels}'")
         return x, y
 
 
-def _plain_or_gz(folder: Path, name: str) -> Path:
+def plain_or_gz(folder: Path, name: str) -> Path:
+    """The file of that name in a folder, or the one that also ends in ``.gz``.
+
+    Raises:
+        DataError: neither is there.
+    """
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             return path
@@ -168,7 +174,9 @@ class ImageFolder(Source):
         paths = [path] if path.is_file() else _images_below(path)
         if not paths:
             raise DataError(f"{path}: no images ({', '.join(ENDINGS)}) here")
-        return self._split(paths, torch.zeros(len(paths), dtype=torch.int64), fitted, len(paths))
+        split = self._split(paths, torch.zeros(len(paths), dtype=torch.int64), fitted, len(paths))
+        split.labelled = False
+        return split
 
     def _split(self, paths: Sequence[Path], labels: Tensor, fitted: Mapping[str, Any], images: int) -> Split:
         files = _ImageFiles(paths, labels, self.size, self.colour, fitted["inputs"][0])

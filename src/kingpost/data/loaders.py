@@ -23,7 +23,7 @@ from kingpost.assembly import Batch
 from kingpost.data.facts import TaskName, as_targets, facts_of
 from kingpost.errors import DataError, RecipeError
 from kingpost.option import GIVEN, checked, plain
-from kingpost.source import Dataset, Order, Source, Split, fingerprint
+from kingpost.source import DataFacts, Dataset, Order, Source, Split, fingerprint
 
 PARTS = ("train", "validation", "test")
 
@@ -162,6 +162,8 @@ class Loaders(Source):
         facts = facts_of(task, first.inputs, first.targets, self._classes(splits["train"], task))
         if task == "language-modelling":
             facts = replace(facts, vocabulary=self.classes or _greatest(splits["train"]) + 1)
+        elif facts.vocabulary or facts.cardinalities:
+            facts = _with_codes(facts, splits["train"], task)
         lengths = (f"{part} {len(split)} {split.length}" for part, split in splits.items())
         return Dataset(
             facts=facts,
@@ -197,6 +199,19 @@ class Loaders(Source):
 
 def _greatest(train: LoaderSplit) -> int:
     return max(int(batch.targets.max()) for batch in train.batches(Order(batch_size=1)))
+
+
+def _with_codes(facts: DataFacts, train: LoaderSplit, task: TaskName) -> DataFacts:
+    """The facts with as many tokens and codes as there are in the whole training part."""
+    for batch in train.batches(Order(batch_size=1)):
+        of_batch = facts_of(task, batch.inputs, batch.targets, facts.classes)
+        facts = replace(
+            facts,
+            vocabulary=max(facts.vocabulary, of_batch.vocabulary),
+            target_vocabulary=max(facts.target_vocabulary, of_batch.target_vocabulary),
+            cardinalities=tuple(map(max, facts.cardinalities, of_batch.cardinalities)),
+        )
+    return facts
 
 
 def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:

@@ -14,7 +14,16 @@ from annotated_types import Ge
 from torch import Tensor
 
 from kingpost.data import scaling
-from kingpost.data.columns import Encoding, encode_columns, feature_names, fit_column, to_numbers
+from kingpost.data.columns import (
+    Encoding,
+    cardinalities,
+    encode_columns,
+    feature_names,
+    feature_scales,
+    fit_column,
+    to_numbers,
+)
+from kingpost.data.heads import encode_heads, fit_head, head_facts, head_scales
 from kingpost.data.parts import FilePath, Names, Part, Seed, divide, fractions
 from kingpost.data.reading import read_bytes
 from kingpost.data.tensors import TensorSplit
@@ -41,9 +50,10 @@ class Table(Source):
     train: FilePath
     """File to train on: ``.csv``, ``.csv.gz`` or ``.parquet``."""
     target: Names
-    """Column to predict, or several (values, or labels of 0 and 1)."""
-    task: Literal["classification", "regression", "multi-label"] = "classification"
-    """Whether the target is a class, one or more values, or several labels."""
+    """Column to predict, or several (values, labels of 0 and 1, or classes and values side by side)."""
+    task: Literal["classification", "regression", "multi-label", "multi-task"] = "classification"
+    """Whether the target is a class, one or more values, several labels, or (``multi-task``) classes and values: there
+    a column of texts, or one named in ``categories``, is classes, and a gap is a missing label."""
     validation: Part = 0.1
     """Fraction held out of the training file (the same of each class), or a file."""
     test: Part = 0.0
@@ -55,7 +65,7 @@ class Table(Source):
     categories: Names = ()
     """Columns whose numbers are names of categories."""
     encode: Encoding = "one-hot"
-    """Categories as columns of 0 and 1, or as one more int64 input ``(K,)`` of codes, for embeddings."""
+    """Categories as columns of 0 and 1, or as one more int64 input ``(K,)`` of codes for embeddings (0: any other)."""
     max_categories: Annotated[int, Ge(2)] = 100
     """A column of more different texts is refused, for it is most likely a key or free text."""
     na_values: Names = ("", "NA", "NaN", "nan", "null")
@@ -76,10 +86,12 @@ class Table(Source):
             raise RecipeError(
                 f"got {list(self.target)}",
                 path="target",
-                mend="one column, or task=multi-label or regression",
+                mend="one column, or task=multi-label, regression or multi-task",
             )
-        if self.task != "classification" and (self.strip_target or self.label_map):
-            raise RecipeError(f"strip_target and label_map have no effect with task={self.task}", path="task")
+        if self.label_map and self.task != "classification":
+            raise RecipeError(f"label_map has no effect with task={self.task}", path="task")
+        if self.strip_target and self.task not in ("classification", "multi-task"):
+            raise RecipeError(f"strip_target has no effect with task={self.task}", path="task")
 
     def open(self) -> Dataset:
         """Read the files, divide the rows, learn the columns from the training rows, and encode all rows."""
@@ -92,6 +104,9 @@ class Table(Source):
         classes = self._classes(frames["train"])
         if self.task == "regression":
             fitted["target"] = scaling.fit(self._values(frames["train"], self.train))
+        if self.task == "multi-task":
+            fitted["heads"] = self._fit_heads(frames["train"])
+            fitted |= head_scales(fitted["heads"])
         samples = {part: self._samples(frame, fitted, classes, part) for part, frame in frames.items()}
         inputs, targets = samples["train"]
         return Dataset(
@@ -101,6 +116,10 @@ class Table(Source):
                 target_shape=tuple(targets.shape[1:]),
                 classes=classes,
                 features=feature_names(fitted["columns"], self.encode),
+                scales=feature_scales(fitted["columns"], self.encode),
+                heads=head_facts(fitted.get("heads", ())),
+                cardinalities=cardinalities(fitted["columns"], self.encode),
+                targets=self.target,
             ),
             splits={part: TensorSplit(*pair) for part, pair in samples.items()},
             fingerprint=fingerprint(frame.to_csv(index=False) for frame in (whole, *given.values())),
@@ -115,7 +134,7 @@ class Table(Source):
             return TensorSplit(*self._samples(frame, fitted, facts.classes, str(path)))
         dtype = torch.int64 if self.task == "classification" else torch.float32
         zeros = torch.zeros(len(frame), *facts.target_shape, dtype=dtype)
-        return TensorSplit(encode_columns(frame, fitted["columns"], self.encode, str(path)), zeros)
+        return TensorSplit(encode_columns(frame, fitted["columns"], self.encode, str(path)), zeros, labelled=False)
 
     def _frame(self, path: Path, used: bool = False) -> pd.DataFrame:
         """A file's rows; of the training file (``used``), all columns that the recipe names must be there."""
@@ -134,12 +153,25 @@ class Table(Source):
         names = [name for name in train.columns if name not in (*self.target, *self.drop)]
         return [fit_column(str(n), train[n], n in self.categories, self.max_categories) for n in names]
 
+    def _fit_heads(self, train: pd.DataFrame) -> list[dict[str, Any]]:
+        train = self._stripped(train)
+        return [fit_head(n, train[n], n in self.categories, self.max_categories) for n in self.target]
+
+    def _stripped(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows with ``strip_target`` taken away from texts of the target columns."""
+        if not self.strip_target:
+            return frame
+        texts = [name for name in self.target if name in frame and frame[name].dtype.kind not in "iufb"]
+        return frame.assign(**{name: frame[name].str.removesuffix(self.strip_target) for name in texts})
+
     def _samples(
         self, frame: pd.DataFrame, fitted: Mapping[str, Any], classes: Sequence[str], where: str
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         inputs = encode_columns(frame, fitted["columns"], self.encode, where)
         if self.task == "classification":
             return inputs, self._class_numbers(frame, classes, where)
+        if self.task == "multi-task":
+            return inputs, encode_heads(self._stripped(frame), fitted["heads"], where)
         values = self._values(frame, where)
         return inputs, scaling.apply(values, fitted["target"]) if "target" in fitted else values.float()
 

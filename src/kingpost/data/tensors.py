@@ -19,6 +19,7 @@ class TensorSplit(Split):
     Args:
         inputs: one tensor for each argument of the model, ``(N, ...)``.
         targets: ``(N, ...)``.
+        labelled: whether the targets are known; if not, they are only placeholders.
 
     >>> split = TensorSplit((torch.arange(6.0).reshape(3, 2),), torch.tensor([0, 1, 0]))
     >>> [len(batch) for batch in split.batches(Order(batch_size=2))]
@@ -27,11 +28,18 @@ class TensorSplit(Split):
 
     sharded = False
 
-    def __init__(self, inputs: tuple[Tensor, ...], targets: Tensor) -> None:
-        self.inputs, self.targets = inputs, targets
+    def __init__(self, inputs: tuple[Tensor, ...], targets: Tensor, labelled: bool = True) -> None:
+        self.inputs, self.targets, self.labelled = inputs, targets, labelled
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def class_counts(self, classes: int) -> tuple[int, ...]:
+        """Samples of each class."""
+        if self.targets.ndim != 1 or self.targets.is_floating_point() or not len(self):
+            return ()
+        counts = self.targets.clamp(min=-1).add(1).bincount(minlength=classes + 1).tolist()
+        return tuple(counts[1:]) if counts[0] == 0 and len(counts) == classes + 1 else ()
 
     def subset(self, indices: Tensor) -> TensorSplit:
         """The samples at ``indices``, copied."""
@@ -48,7 +56,7 @@ class TensorSplit(Split):
             return
         if order.start * size >= samples:  # all done; splitting nothing would give one empty batch
             return
-        indices = order.indices(samples)
+        indices = order.indices(samples, self.targets)
         for chunk in torch.split(indices[order.start * size :], size * self._batches_per_chunk(size)):
             inputs = [torch.split(x.index_select(0, chunk), size) for x in self.inputs]
             for *of_batch, targets in zip(*inputs, torch.split(self.targets.index_select(0, chunk), size), strict=True):

@@ -6,6 +6,7 @@ Legend of shapes: ``B`` samples, ``T`` tokens of a window or of a target sentenc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from kingpost import seeds
 from kingpost.assembly import Batch
 from kingpost.data import tokens
+from kingpost.data.padded import padded
 from kingpost.data.parts import FilePath, Names, Part, Seed, divide, fractions
 from kingpost.data.reading import read_text
 from kingpost.data.tensors import TensorSplit
@@ -147,7 +149,8 @@ class SentencePairs(Source):
     """Line-aligned sentences of two languages; byte-pair vocabularies learned from the training part.
 
     Inputs: source ``(S,)`` ending in <eos>, and target ``(T,)`` that begins with <bos>; padded with <pad>.
-    Targets: the target sentence ``(T,)`` ending in <eos>, and -100 where there is only padding.
+    Targets: the target sentence ``(T,)`` ending in <eos>, and -100 where there is only padding. Scores of whole
+    sentences compare with those in the files, which are never cut.
     """
 
     train: Pair
@@ -164,8 +167,9 @@ class SentencePairs(Source):
     """Number of tokens of each vocabulary."""
     shared: bool = True
     """One vocabulary for both languages, else one for each."""
-    length: Annotated[int, Ge(2)] = 64
-    """Tokens of a sentence with its <eos>; longer ones are cut, and counted in ``fitted["cut"]``."""
+    length: Annotated[int, Ge(2)] | None = None
+    """Tokens of a sentence with its <eos>; longer ones are cut, and counted in ``fitted["cut"]``. Null: as many as
+    the longest source and the longest target sentence of the training part have."""
 
     def open(self) -> Dataset:
         """Read, divide, learn the vocabularies, encode and pad."""
@@ -179,44 +183,83 @@ class SentencePairs(Source):
         splits = {part: self._split(pair, fitted, part) for part, pair in pairs.items()}
         return Dataset(
             facts=DataFacts(
-                task="language-modelling",
-                inputs=(((self.length,), torch.int64), ((self.length,), torch.int64)),
-                target_shape=(self.length,),
+                task="sequence-to-sequence",
+                inputs=tuple(((length,), torch.int64) for length in fitted["lengths"]),
+                target_shape=(fitted["lengths"][1],),
                 vocabulary=self.vocabulary,
+                target_vocabulary=self.vocabulary,
+                padding=PAD,
+                begin=BOS,
+                end=EOS,
             ),
             splits=splits,
             fingerprint=fingerprint("\n".join(lines) for pair in given.values() for lines in pair),
             fitted=fitted,
             indices=indices if len(indices) > 1 else {},
+            decode=partial(tokens.decode, fitted=fitted["target_vocabulary"]),
         )
 
+    def read(self, path: Path, fitted: Mapping[str, Any], facts: DataFacts) -> TensorSplit:
+        """The source sentences of another file, one a line; nobody knows their translations."""
+        sources = _lines(path)
+        if not sources:
+            raise DataError(f"{path}: no sentences")
+        source = _ended(tokens.encode_lines(sources, fitted["source_vocabulary"]), fitted["lengths"][0], PAD)
+        length = fitted["lengths"][1]
+        shown, targets = padded([[BOS]] * len(sources), length, PAD), padded([[]] * len(sources), length, LEFT_OUT)
+        return _with_texts(TensorSplit((source, shown), targets, labelled=False), sources, [""] * len(sources))
+
     def _fit(self, sources: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
-        special = {"pad": PAD, "bos": BOS, "eos": EOS, "cut": {}}
+        """The vocabularies and the two lengths, from the training sentences."""
         if self.shared:
             both = tokens.fit_bpe([*sources, *targets], self.vocabulary, SPECIAL)
-            return {"source_vocabulary": both, "target_vocabulary": both, **special}
-        source, target = (tokens.fit_bpe(lines, self.vocabulary, SPECIAL) for lines in (sources, targets))
-        return {"source_vocabulary": source, "target_vocabulary": target, **special}
+            vocabularies = [both, both]
+        else:
+            vocabularies = [tokens.fit_bpe(lines, self.vocabulary, SPECIAL) for lines in (sources, targets)]
+        both_lines = zip((sources, targets), vocabularies, strict=True)
+        longest = [self.length or _longest(lines, vocabulary) for lines, vocabulary in both_lines]
+        return {
+            "source_vocabulary": vocabularies[0],
+            "target_vocabulary": vocabularies[1],
+            "lengths": longest,
+            "pad": PAD,
+            "bos": BOS,
+            "eos": EOS,
+            "cut": {},
+        }
 
     def _split(self, pair: tuple[list[str], list[str]], fitted: dict[str, Any], part: str) -> TensorSplit:
         sources = tokens.encode_lines(pair[0], fitted["source_vocabulary"])
         targets = tokens.encode_lines(pair[1], fitted["target_vocabulary"])
-        fitted["cut"][part] = sum(len(line) >= self.length for line in (*sources, *targets))
-        room = self.length - 1
-        source = _padded([[*line[:room], EOS] for line in sources], self.length, PAD)
-        shown = _padded([[BOS, *line[:room]] for line in targets], self.length, PAD)
-        return TensorSplit((source, shown), _padded([[*line[:room], EOS] for line in targets], self.length, LEFT_OUT))
+        lengths = fitted["lengths"]
+        several = zip((sources, targets), lengths, strict=True)
+        fitted["cut"][part] = sum(len(line) >= length for lines, length in several for line in lines)
+        source = _ended(sources, lengths[0], PAD)
+        shown = padded([[BOS, *line[: lengths[1] - 1]] for line in targets], lengths[1], PAD)
+        return _with_texts(TensorSplit((source, shown), _ended(targets, lengths[1], LEFT_OUT)), *pair)
+
+
+def _with_texts(split: TensorSplit, sources: Sequence[str], targets: Sequence[str]) -> TensorSplit:
+    split.texts = list(zip(sources, targets, strict=True))
+    return split
+
+
+def _longest(lines: Sequence[str], vocabulary: Mapping[str, Any]) -> int:
+    """Tokens of the longest line, with its <eos>."""
+    return max(map(len, tokens.encode_lines(lines, vocabulary))) + 1
+
+
+def _ended(lines: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
+    """Rows that end in <eos>, and are filled up."""
+    return padded([[*line[: length - 1], EOS] for line in lines], length, filler)
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.rstrip("\r\n") for line in tokens.lines_of(read_text(path))]
 
 
 def _read_pair(pair: Pair) -> tuple[list[str], list[str]]:
-    sources, targets = ([line.rstrip("\r\n") for line in tokens.lines_of(read_text(existing_file(p)))] for p in pair)
+    sources, targets = (_lines(existing_file(path)) for path in pair)
     if len(sources) != len(targets):
         raise DataError(f"{pair[0]} has {len(sources)} lines, {pair[1]} has {len(targets)}; they must be aligned")
     return sources, targets
-
-
-def _padded(lines: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
-    rows = torch.full((len(lines), length), filler, dtype=torch.int64)
-    sizes = torch.tensor([len(line) for line in lines])
-    rows[torch.arange(length) < sizes[:, None]] = torch.tensor([token for line in lines for token in line])
-    return rows

@@ -1,6 +1,7 @@
 """Vocabularies: text to token numbers and back, with a vocabulary that is plain values.
 
-A vocabulary is a mapping: ``{"kind": "characters", "tokens": [...], "unknown": bool}``, or
+A vocabulary is a mapping: ``{"kind": "characters", "tokens": [...], "unknown": bool}``,
+``{"kind": "words", "tokens": [...]}`` whose tokens begin with ``<pad>`` and ``<unknown>``, or
 ``{"kind": "bpe", "tokenizer": {...}}`` as the ``tokenizers`` library writes it.
 Source: Sennrich, Haddow and Birch, "Neural machine translation of rare words with subword units", 2016;
 on bytes, as in Radford et al., "Language models are unsupervised multitask learners", 2019.
@@ -9,6 +10,8 @@ on bytes, as in Radford et al., "Language models are unsupervised multitask lear
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +24,9 @@ from kingpost.errors import DataError, MissingExtraError
 Vocabulary = Mapping[str, Any]
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTES = 256  # tokens that a byte-pair vocabulary starts from
+PAD, UNKNOWN = 0, 1  # of a vocabulary of words
+FILLED_UP = ("<pad>", "<unknown>")  # the special tokens of texts that are filled up to one length
+WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def fit_characters(text: str, unknown: bool = False) -> dict[str, Any]:
@@ -59,6 +65,22 @@ def fit_bpe(texts: Iterable[str], size: int, special: Sequence[str] = ()) -> dic
     return {"kind": "bpe", "tokenizer": json.loads(tokenizer.to_str())}
 
 
+def fit_words(texts: Iterable[str], size: int, min_count: int = 1) -> dict[str, Any]:
+    """One token for each frequent word or punctuation mark, the commonest first, ties by code points.
+
+    Args:
+        texts: what to learn from.
+        size: number of tokens at most, the two special ones included.
+        min_count: rarer words are left to ``<unknown>``.
+
+    >>> fit_words(["a b, b", "b a"], size=4)
+    {'kind': 'words', 'tokens': ['<pad>', '<unknown>', 'b', 'a']}
+    """
+    counts = Counter(word for text in texts for word in WORD.findall(text))
+    kept = sorted((word for word, n in counts.items() if n >= min_count), key=lambda word: (-counts[word], word))
+    return {"kind": "words", "tokens": [*FILLED_UP, *kept[: size - len(FILLED_UP)]]}
+
+
 def size_of(vocabulary: Vocabulary) -> int:
     """Number of tokens.
 
@@ -67,6 +89,8 @@ def size_of(vocabulary: Vocabulary) -> int:
     """
     if vocabulary["kind"] == "characters":
         return len(vocabulary["tokens"]) + int(vocabulary["unknown"])
+    if vocabulary["kind"] == "words":
+        return len(vocabulary["tokens"])
     return int(_tokenizer(vocabulary).get_vocab_size())
 
 
@@ -89,7 +113,10 @@ def encode(text: str, fitted: Vocabulary) -> Tensor:
 
 
 def encode_lines(lines: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
-    """Token numbers of each line, in a byte-pair vocabulary."""
+    """Token numbers of each line, in a vocabulary of words or byte pairs."""
+    if vocabulary["kind"] == "words":
+        number = {word: index for index, word in enumerate(vocabulary["tokens"])}
+        return [[number.get(word, UNKNOWN) for word in WORD.findall(line)] for line in lines]
     return [encoded.ids for encoded in _tokenizer(vocabulary).encode_batch(list(lines), add_special_tokens=False)]
 
 
@@ -102,6 +129,9 @@ def decode(tokens: Tensor | Sequence[int], fitted: Vocabulary) -> str:
     numbers = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
     if fitted["kind"] == "characters":
         return "".join(map([*fitted["tokens"], REPLACEMENT].__getitem__, numbers))
+    if fitted["kind"] == "words":
+        names = [REPLACEMENT if n == UNKNOWN else fitted["tokens"][n] for n in numbers if n != PAD]
+        return " ".join(names)
     return str(_tokenizer(fitted).decode(numbers))
 
 

@@ -145,6 +145,28 @@ def residuals(errors: Array, name: str) -> str:
     return _svg(f"residuals-{name}", f"Histogram of predicted minus true values of {told}.", draw, TALL)
 
 
+def reliability(before: Array, after: Array, temperature: float) -> str:
+    """The part that is right against the confidence, without and with a temperature; rows are bins.
+
+    Args:
+        before: confidence, part that is right, and samples of each bin, ``(bins, 3)``.
+        after: the same with the temperature.
+        temperature: by which the scores were divided.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=":", label="as sure as right")
+        for bins, colour, label, marker in ((before, BLUE, "as trained", "o"), (after, ORANGE, "with T", "s")):
+            axes.plot(bins[:, 0], bins[:, 1], color=colour, linewidth=1.2, label=label)
+            sizes = 8 + 90 * np.sqrt(bins[:, 2] / bins[:, 2].sum())
+            axes.scatter(bins[:, 0], bins[:, 1], s=sizes, color=colour, marker=marker, linewidths=0)
+        axes.set(xlabel="mean confidence", ylabel="part that is right", xlim=(0, 1.02), ylim=(0, 1.02))
+        _legend(axes)
+
+    told = f"{len(before)} bins without, {len(after)} with temperature {temperature:.3g}"
+    return _svg("reliability", f"Reliability diagram: part that is right against confidence, {told}.", draw, TALL)
+
+
 def _line(axes: Axes, x: Array, y: Array, colour: str, label: str, marker: str) -> None:
     fine = np.isfinite(y)
     if fine.any():

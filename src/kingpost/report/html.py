@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,17 @@ from kingpost.errors import KingpostError, MissingExtraError
 from kingpost.files import write_text
 from kingpost.finding import Finding
 from kingpost.report import judged as judging
+from kingpost.report.calibration import draw_calibration
 from kingpost.report.curves import draw_epochs, draw_steps
 from kingpost.report.scores import wilson_interval
+from kingpost.report.staged import staged_page
 from kingpost.report.words import duration, number, score, words
 from kingpost.run import Row, Run
 from kingpost.task import Task
 
 TEMPLATE = Path(__file__).with_name("template.html.j2")
 EARLY = "early stopping"
+MOST_ANSWERS = 30
 CHANGING = {"objective", "batch", "model"}  # slots through which a technique changes the training loss
 
 
@@ -54,6 +58,10 @@ def report(run: Run) -> Path:
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
+    if run.stages:
+        for stage in run.stages:
+            report(stage)
+        return staged_page(run)
     path = run.folder / "report.html"
     write_text(path, render(run))
     return path
@@ -98,6 +106,8 @@ def _collected(run: Run) -> dict[str, Any]:
         "epochs": draw_epochs(results, best.get("epoch"), metric, unit, _changing(recipe)),
         "steps": draw_steps(run.steps, unit),
         "judged": judged,
+        "calibration": draw_calibration(run),
+        "answers": _answers(run),
         "most": {"classes": judging.MOST_CLASSES, "rows": judging.MOST_ROWS, "pairs": judging.MOST_PAIRS},
         "costs": _costs(summary, results, run.environment),
         "recipe": text,
@@ -105,6 +115,15 @@ def _collected(run: Run) -> dict[str, Any]:
         "data": _data_facts(data),
         "commands": _commands(run, recipe, summary) if "\n# not reproducible" not in text else [],
     }
+
+
+def _answers(run: Run) -> dict[str, Any] | None:
+    """The first texts that the model has written, if it writes."""
+    path = run.folder / "answers.json"
+    if not path.is_file():
+        return None
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value | {"answers": value["answers"][:MOST_ANSWERS]}
 
 
 def _task(name: str) -> type[Task] | None:

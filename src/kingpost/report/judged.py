@@ -83,6 +83,8 @@ def read_judged(run: Run) -> Judged | None:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         part = (file.metadata() or {}).get("part", "test")
     data = run.data
+    if data.get("heads"):  # classes beside values: their scores are among the metrics, one by one they have no picture
+        return None
     samples = len(tensors["targets"])
     judged = Judged(
         part=part,

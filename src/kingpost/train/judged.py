@@ -19,11 +19,11 @@ def save_judged(job: Job) -> None:
 
     Keys: ``predictions`` (classes, values, or probabilities of labels), ``targets``, ``losses`` ``(N,)``,
     ``worst`` ``(K,)`` indices by falling loss, and ``worst_inputs`` ``(K, ...)`` where there is one input.
-    Language models are left out: their tokens are too many, and say little one by one.
+    Tasks whose predictions say little one by one (the tokens of a language model) are left out.
     """
     a, splits = job.assembly, job.dataset.splits
     part = next((part for part in ("test", "validation") if part in splits), None)
-    if part is None or a.setting.task.name == "language-modelling":
+    if part is None or not a.setting.task.one_by_one:
         return
     predictions: list[Tensor] = []
     targets: list[Tensor] = []

@@ -131,7 +131,7 @@ class Job:
             rank=layout.rank,
             ranks=layout.ranks,
         )
-        return self.dataset.splits["train"].batches(order)
+        return self.dataset.splits["train"].batches(self.assembly.order(order))
 
     def own_part(self, batch: Batch) -> tuple[Batch, int | float]:
         """The rows of the batch that are this process's, and the number of items in the whole of it."""

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.utils.flop_counter import FlopCounterMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
 
 from kingpost import seeds
 from kingpost.assembly import Assembly, Batch, Step
 from kingpost.errors import RecipeError
+from kingpost.figure import Figure
+from kingpost.flops import flop_counter
 from kingpost.foreign import Foreign
-from kingpost.plan import Figure, Plan
+from kingpost.net import Net
+from kingpost.plan import Plan
 from kingpost.recipe import Recipe
-from kingpost.source import Dataset, Order
+from kingpost.source import Dataset, Graph, Order
+from kingpost.summary import Summary, summary
 from kingpost.technique import Technique
-from kingpost.train.assemble import assemble, task_of
+from kingpost.train.assemble import assemble, empty_batch, task_of
 from kingpost.train.gradients.accumulate import Accumulate
 from kingpost.train.gradients.backward import clear_gradients, gradients
-from kingpost.train.optimise.groups import base_rates
+from kingpost.train.gradients.checkpoint_activations import Recomputed
+from kingpost.train.optimise.groups import base_rates, optimizer_figures
+from kingpost.train.optimise.lbfgs import state_bytes
 from kingpost.train.parallel import process_group
 from kingpost.train.precision import BF16, FP16
 
@@ -45,12 +51,17 @@ def plan(recipe: Recipe, measure: bool = False) -> Plan:
     >>> plan(recipe)["parameters"]
     2410
     """
+    stages = recipe.staged()
+    whole, recipe = recipe, stages[0] if stages else recipe
     with process_group(recipe.layout) as device:
         dataset = recipe.data.open()
-        figures = [*_data_figures(recipe, dataset), *_step_figures(recipe, dataset, device)]
+        counted: list[Summary] = []
+        said = Figure("stages", len(stages), "", "one after another; this is the plan of the first")
+        figures = [*_data_figures(recipe, dataset), *_step_figures(recipe, dataset, device, counted)]
+        figures = [said, *figures] if stages else figures
         if measure:
             figures += _measured(recipe, dataset, device)
-    return Plan(recipe, tuple(figures))
+    return Plan(whole, tuple(figures), counted[0])
 
 
 def _data_figures(recipe: Recipe, dataset: Dataset) -> Iterator[Figure]:
@@ -69,6 +80,7 @@ def _data_figures(recipe: Recipe, dataset: Dataset) -> Iterator[Figure]:
     chance = task.chance_loss(dataset.facts)
     if chance is not None:
         yield Figure("loss at chance", chance, task.unit, "a model that knows nothing starts near this")
+    yield from task.figures(dataset)
     steps = train.steps(recipe.batch_size)
     yield Figure(
         "steps per epoch",
@@ -78,19 +90,25 @@ def _data_figures(recipe: Recipe, dataset: Dataset) -> Iterator[Figure]:
     )
 
 
-def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterator[Figure]:
+def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device, counted: list[Summary]) -> Iterator[Figure]:
     mode = FakeTensorMode()
+    dataset = _without_graph_memory(dataset, mode)
     with mode, torch.compiler.set_stance("force_eager"):
         assembly = assemble(_countable(recipe, dataset, mode), dataset, device, count_only=True)
     yield from _budget_figures(recipe, assembly)
     yield from _batch_figures(recipe, assembly, dataset, device)
-    yield from _model_figures(recipe, assembly)
+    yield from _model_figures(recipe, assembly, mode)
     with mode, torch.compiler.set_stance("force_eager"):
         samples = min(recipe.batch_size, len(dataset.splits["train"]))
-        batch = _fake_batch(assembly, dataset, -(-samples // assembly.layout.ranks), device)
+        batch = empty_batch(dataset, assembly.setting.task, -(-samples // assembly.layout.ranks), device)
         step = Step(index=0, seed=recipe.seed, items=assembly.setting.task.items(batch.targets))
-        with FlopCounterMode(display=False) as counter, _activation_bytes(assembly) as activations:
-            _run_once(assembly, batch, step)
+        with _one_error(assembly, batch):
+            if assembly.setting.task.pretext:
+                batch = assembly.setting.task.pose(batch, step.generator("task", device))
+            counted.append(summary(assembly.model, *batch.inputs))
+        counter = flop_counter()
+        with counter, _activation_bytes(assembly) as activations, _one_error(assembly, batch):
+            assembly.gradient(assembly.model, assembly.objective, batch, step)
         optimizer = assembly.optimizer(assembly.model)
         rates = base_rates(optimizer)
         yield from _memory_figures(assembly, optimizer, activations[0])
@@ -103,12 +121,13 @@ def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device) -> Ite
     yield from _rate_figures(assembly, rates[0])
 
 
-def _run_once(assembly: Assembly, batch: Batch, step: Step) -> None:
-    """Forward and backward; the user's own model may not fit the data."""
+@contextmanager
+def _one_error(assembly: Assembly, batch: Batch) -> Iterator[None]:
+    """The user's own model may not fit the data; say so in one line."""
     torch_log = logging.getLogger("torch._subclasses.fake_tensor")
     torch_log.disabled, before = True, torch_log.disabled  # it would print a page before the error
     try:
-        assembly.gradient(assembly.model, assembly.objective, batch, step)
+        yield
     except RuntimeError as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
         raise RecipeError(
@@ -135,36 +154,72 @@ def _batch_figures(recipe: Recipe, assembly: Assembly, dataset: Dataset, device:
     yield Figure("samples at once", -(-samples // (ranks * micro)), "samples", reason)
 
 
-def _model_figures(recipe: Recipe, assembly: Assembly) -> Iterator[Figure]:
+def _model_figures(recipe: Recipe, assembly: Assembly, mode: FakeTensorMode) -> Iterator[Figure]:
     trained = [p for p in assembly.model.parameters() if p.requires_grad]
     everything = sum(p.numel() for p in assembly.model.parameters())
     count = sum(p.numel() for p in trained)
     frozen = f", {everything - count:,} frozen" if everything != count else ""
+    if isinstance(recipe.model, Net):
+        yield from recipe.model.derived(assembly.setting.data)
     yield Figure("parameters", count, "", f"in {len(trained)} tensors of {type(assembly.model).__name__}{frozen}")
+    yield from _start_figures(recipe, assembly, mode)
+
+
+def _start_figures(recipe: Recipe, assembly: Assembly, mode: FakeTensorMode) -> Iterator[Figure]:
+    """What the initialiser sets, how and why, and what it leaves as constructed."""
     if recipe.initialise is None:
         yield Figure("starting weights", "as constructed", "", "no initialiser in the recipe")
         return
-    names = {name for name, _ in assembly.model.named_parameters()}
-    with torch.device("cpu"):
-        done = set(assembly.initialise(assembly.model, 0))
-    left = sorted(names - done)
-    note = f"not touched: {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}" if left else "all parameters"
-    yield Figure("starting weights", recipe.initialise.name, "", f"{len(done)} of {len(names)} tensors; {note}")
+    names = [name for name, _ in assembly.model.named_parameters()]
+    with mode, torch.device("cpu"):
+        started = assembly.initialise(assembly.model, 0)
+    left = [name for name in names if name not in started.done and name not in started.left]
+    note = f"not touched: {_some(left)}" if left else "all parameters" if not started.left else "see below"
+    yield Figure("starting weights", recipe.initialise.name, "", f"{len(started.done)} of {len(names)} tensors; {note}")
+    for word, reasons in (("set", started.done), ("left", started.left)):
+        places: dict[str, list[str]] = {}
+        for name, reason in reasons.items():
+            places.setdefault(reason, []).append(name)
+        if word == "set" and len(places) <= 2:  # one way for weights and one for biases: the name says it all
+            continue
+        for reason, where in places.items():
+            yield Figure(f"  {word}", f"{len(where)} tensors", "", f"{reason}: {_some(where)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
 def _memory_figures(assembly: Assembly, optimizer: torch.optim.Optimizer, activations: int) -> Iterator[Figure]:
     weights = _bytes([*assembly.model.parameters(), *assembly.model.buffers()])
     grads = _bytes(gradients(assembly.model))
+    yield from optimizer_figures(optimizer)
     for group in optimizer.param_groups:  # fused kernels need real memory; the state is the same without them
         group.update({key: False for key in ("fused", "foreach", "capturable") if key in group})
-    optimizer.step()
-    state = _bytes(value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, Tensor))
+    state, when = _state_bytes(optimizer)
     clear_gradients(assembly.model)
     yield Figure("weights", weights, "bytes", "parameters and buffers")
     yield Figure("gradients", grads, "bytes", "one number a trained weight")
-    yield Figure("optimizer state", state, "bytes", f"{type(optimizer).__name__}, after its first step")
+    yield Figure("optimizer state", state, "bytes", f"{type(optimizer).__name__}, {when}")
     yield Figure("activations", activations, "bytes", "kept for backward at once on one device, counted")
     yield Figure("memory", weights + grads + state + activations, "bytes", "sum of these; working space comes on top")
+
+
+def _state_bytes(optimizer: torch.optim.Optimizer) -> tuple[int, str]:
+    """What an optimizer keeps, and when."""
+    if isinstance(optimizer, torch.optim.LBFGS):  # its step needs a loss
+        return state_bytes(optimizer), "when its history is full"
+    try:
+        optimizer.step()
+    except DataDependentOutputException:  # its step looks at values; the state is made before that, group by group
+        groups = optimizer.param_groups
+        for group in groups:
+            optimizer.param_groups = [group]
+            with suppress(DataDependentOutputException):
+                optimizer.step()
+        optimizer.param_groups = groups
+    held = (value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, Tensor))
+    return _bytes(held), "after its first step"
 
 
 def _rate_figures(assembly: Assembly, rate: float) -> Iterator[Figure]:
@@ -176,7 +231,7 @@ def _rate_figures(assembly: Assembly, rate: float) -> Iterator[Figure]:
 
 def _measured(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterator[Figure]:
     """Time a few real steps; the weights are thrown away."""
-    assembly = assemble(_with_copies(recipe), dataset, device)
+    assembly = assemble(with_copies(recipe), dataset, device)
     optimizer = assembly.optimizer(assembly.model)
     seconds: list[float] = []
     assembly.model.train()
@@ -205,7 +260,7 @@ def _measured(recipe: Recipe, dataset: Dataset, device: torch.device) -> Iterato
 
 def _countable(recipe: Recipe, dataset: Dataset, mode: FakeTensorMode) -> Recipe:
     """The recipe with what would look at values replaced by what costs the same and does not."""
-    recipe = _with_copies(recipe)
+    recipe = with_copies(recipe)
     task = copy.copy(task_of(recipe, dataset))
     object.__setattr__(task, "items", lambda targets: targets.numel())
     techniques: tuple[Technique, ...] = tuple(BF16() if isinstance(t, FP16) else t for t in recipe.techniques)
@@ -216,7 +271,15 @@ def _countable(recipe: Recipe, dataset: Dataset, mode: FakeTensorMode) -> Recipe
     return recipe.with_(task=task, techniques=techniques)
 
 
-def _with_copies(recipe: Recipe) -> Recipe:
+def _without_graph_memory(dataset: Dataset, mode: FakeTensorMode) -> Dataset:
+    """The data with a graph that has shapes only, if it has one: a net keeps it."""
+    if (graph := dataset.facts.graph) is None:
+        return dataset
+    fake = Graph(x=mode.from_tensor(graph.x), edges=mode.from_tensor(graph.edges))
+    return dataclasses.replace(dataset, facts=dataclasses.replace(dataset.facts, graph=fake))
+
+
+def with_copies(recipe: Recipe) -> Recipe:
     """The recipe with copies of the objects that were passed in, so that nothing happens to those."""
     parts = {key: getattr(recipe, key) for key in ("model", "optimizer")}
     given = {key: part for key, part in parts.items() if isinstance(part, Foreign) and not part.reference}
@@ -244,14 +307,6 @@ def _forget_memory(module: nn.Module, optimizer: torch.optim.Optimizer | None, m
                 part._buffers[name] = None if b is None else mode.from_tensor(b)
 
 
-def _fake_batch(assembly: Assembly, dataset: Dataset, samples: int, device: torch.device) -> Batch:
-    facts, task = dataset.facts, assembly.setting.task.name
-    inputs = tuple(torch.zeros(samples, *shape, dtype=dtype, device=device) for shape, dtype in facts.inputs)
-    whole = task in ("classification", "language-modelling")
-    targets = torch.zeros(samples, *facts.target_shape, dtype=torch.int64 if whole else torch.float32, device=device)
-    return Batch(inputs, targets, 0, samples)
-
-
 @contextmanager
 def _activation_bytes(assembly: Assembly) -> Iterator[list[int]]:
     """Counts the most bytes that are kept for backward at one time, weights left out."""
@@ -275,6 +330,25 @@ def _activation_bytes(assembly: Assembly) -> Iterator[list[int]]:
             if self.storage in alive:
                 alive[self.storage] -= 1
 
+    @contextmanager
+    def second_pass() -> Iterator[None]:
+        """What a checkpointed block computes again is kept by torch itself, and comes on top of what is alive."""
+        pack, unpack = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        again: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> object:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights and not alive.get(storage._cdata):
+                again[storage._cdata] = storage.nbytes()
+                most[0] = max(most[0], sum(sizes[s] for s, n in alive.items() if n > 0) + sum(again.values()))
+            return pack(tensor)
+
+        with torch.autograd.graph.saved_tensors_hooks(note, unpack):
+            yield
+
+    for module in assembly.model.modules():
+        if isinstance(module, Recomputed):
+            module.second_pass = second_pass
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda held: held.tensor):
         yield most
 

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kingpost.errors import RecipeError
 from kingpost.option import checked
 from kingpost.source import DataFacts
-from kingpost.task import Task, at_least_float32
+from kingpost.task import Task, at_least_float32, check_shapes
 
 
 @checked
@@ -28,10 +27,11 @@ class Classification(Task):
 
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    target_dtype: ClassVar[torch.dtype | None] = torch.int64
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, summed over samples."""
-        _check(outputs, targets, outputs.shape[:1] if targets.ndim == 1 else outputs.shape)
+        check_shapes(outputs, targets, outputs.shape[:1] if targets.ndim == 1 else outputs.shape)
         return F.cross_entropy(outputs, targets, reduction="sum")
 
     def items(self, targets: Tensor) -> int:
@@ -73,7 +73,7 @@ class Regression(Task):
         """Squared error, summed over samples and dimensions."""
         if targets.ndim == 1 and outputs.ndim == 2 and outputs.shape[1] == 1:
             outputs = outputs.squeeze(1)
-        _check(outputs, targets, outputs.shape)
+        check_shapes(outputs, targets, outputs.shape)
         return F.mse_loss(at_least_float32(outputs), targets, reduction="sum")
 
     def items(self, targets: Tensor) -> int:
@@ -112,10 +112,12 @@ class LanguageModelling(Task):
 
     metric: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+    target_dtype: ClassVar[torch.dtype | None] = torch.int64
+    one_by_one: ClassVar[bool] = False
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, summed over the positions that count."""
-        _check(outputs, targets, outputs.shape[:2])
+        check_shapes(outputs, targets, outputs.shape[:2])
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
 
     def items(self, targets: Tensor) -> int:
@@ -151,7 +153,7 @@ class MultiLabel(Task):
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, summed over samples and labels."""
-        _check(outputs, targets, outputs.shape)
+        check_shapes(outputs, targets, outputs.shape)
         scores = at_least_float32(outputs)
         return F.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype), reduction="sum")
 
@@ -180,13 +182,3 @@ class MultiLabel(Task):
     def chance_loss(self, data: DataFacts) -> float | None:
         """``ln 2``."""
         return math.log(2)
-
-
-def _check(outputs: Tensor, targets: Tensor, expected: torch.Size) -> None:
-    """Broadcasting in a loss trains towards the wrong thing without a word, so shapes must agree."""
-    if targets.shape != expected:
-        raise RecipeError(
-            f"the model gives {tuple(outputs.shape)}; targets should be {tuple(expected)}, got {tuple(targets.shape)}",
-            path="model",
-            mend="check the model's last layer and the task",
-        )

@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
+from kingpost.assembly import Started
 from kingpost.errors import KingpostError, RecipeError, RunError, TrainingError
 from kingpost.files import remove_leftovers, write_atomically, write_json
 from kingpost.finding import Finding
@@ -21,6 +22,7 @@ from kingpost.recipe import Recipe
 from kingpost.run import RUNS, Run
 from kingpost.source import Dataset
 from kingpost.train import checkpoint, environment, parallel
+from kingpost.train.answers import save_answers
 from kingpost.train.assemble import assemble
 from kingpost.train.guards import StopRequest, stop_signals
 from kingpost.train.history import StepLog
@@ -53,6 +55,10 @@ def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
     ...     run.status, len(run.steps)
     ('finished', 2)
     """
+    if recipe.stages:
+        from kingpost.train.stages import train_stages
+
+        return train_stages(recipe, root, quiet)
     recipe = _with_launched_ranks(recipe)
     ranks = parallel.launched_ranks()
     if ranks == 1 and _wanted_ranks(recipe) > 1:
@@ -80,6 +86,10 @@ def resume(folder: Path | str, *changes: str | Patch, quiet: bool = False, recip
     """
     run = Run.open(folder)
     recipe = recipe or run.recipe
+    if recipe.stages:
+        from kingpost.train.stages import resume_stages
+
+        return resume_stages(run, recipe, changes, quiet)
     for change in changes:
         patch = Patch.of(change)
         for part in patch.changes:
@@ -145,7 +155,14 @@ def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) ->
     """Open the data, assemble the step, and load the newest checkpoint if there is one."""
     first = parallel.is_first()
     dataset = recipe.data.open()
-    assembly = assemble(recipe, dataset, device)
+    damaged: list[Finding] = []
+    state = checkpoint.load_newest(
+        run.folder / "checkpoints", device, lambda path, why: damaged.append(_damaged(path, why))
+    )
+    if first and state is None and recipe.initialise is not None and (parent := recipe.initialise.lineage):
+        run.set_status(run.status, parent=dict(parent))
+    started: list[Started] = []
+    assembly = assemble(recipe, dataset, device, told=started.append if state is None else None)
     if not any(p.requires_grad for p in assembly.model.parameters()):
         raise RecipeError("every parameter is frozen", path="model", mend="leave requires_grad on for some")
     optimizer = assembly.optimizer(assembly.model)
@@ -153,12 +170,8 @@ def prepare(run: Run, recipe: Recipe, device: torch.device, display: Display) ->
     job = Job(run, recipe, dataset, assembly, optimizer, assembly.model, rates, display, first)
     if first:
         _record(run, recipe, dataset, environment.describe(device, assembly.layout.ranks))
-    damaged: list[Finding] = []
-    state = checkpoint.load_newest(
-        run.folder / "checkpoints", device, lambda path, why: damaged.append(_damaged(path, why))
-    )
     rows = job.load(state) if state else 0
-    job.findings += damaged
+    job.findings += [*damaged, *(_left(recipe, one) for one in started if one.left)]
     for finding in damaged:
         display.say(str(finding))
     if first:
@@ -202,6 +215,7 @@ def _finish(job: Job) -> None:
     test = job.judge("test") if "test" in job.dataset.splits else {}
     if job.first:
         save_judged(job)
+        test |= save_answers(job)
         message = "early stopping ended the run" if at.stalled else ""
         run.set_status(
             "finished",
@@ -254,8 +268,14 @@ def _record(run: Run, recipe: Recipe, dataset: Dataset, described: dict[str, Any
         "inputs": [{"shape": list(shape), "dtype": str(dtype)} for shape, dtype in facts.inputs],
         "target_shape": list(facts.target_shape),
         "classes": list(facts.classes),
+        "form": facts.form,
         "vocabulary": facts.vocabulary,
+        "target_vocabulary": facts.target_vocabulary,
+        "special_tokens": {"padding": facts.padding, "begin": facts.begin, "end": facts.end},
+        "cardinalities": list(facts.cardinalities),
+        "heads": [{"name": head.name, "classes": list(head.classes)} for head in facts.heads],
         "features": list(facts.features),
+        "targets": list(facts.targets),
         "samples": {part: len(split) for part, split in dataset.splits.items()},
         "fingerprint_sha256": dataset.fingerprint,
         "fitted": dict(dataset.fitted),
@@ -273,6 +293,20 @@ def _damaged(path: Path, why: str) -> Finding:
         severity="warning",
         cause=why,
         place=str(path),
+    )
+
+
+def _left(recipe: Recipe, started: Started) -> Finding:
+    """What the initialiser would have set but could not."""
+    names = list(started.left)
+    return Finding(
+        symptom=f"{len(names)} tensors were not set by the initialiser: "
+        + ", ".join(names[:4])
+        + (" ..." if len(names) > 4 else ""),
+        severity="note",
+        cause="; ".join(dict.fromkeys(started.left.values())),
+        place=f"initialise: {recipe.initialise.name if recipe.initialise else ''}",
+        evidence={"left": len(names), "set": len(started.done)},
     )
 
 

@@ -9,21 +9,24 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from kingpost.assembly import Assembly, Slot
-from kingpost.build.activations import ACTIVATIONS, Activation
+from kingpost.build.activations import Activation
+from kingpost.build.blocks.convolution import ConvNormActivation, Pool, pooling
+from kingpost.build.blocks.norms import Norm
+from kingpost.build.images import batch_exceptions
 from kingpost.errors import RecipeError
+from kingpost.figure import Figure
+from kingpost.net import Net, Size, image_facts
 from kingpost.option import checked
-from kingpost.technique import Technique
-
-Norm = Literal["batch", "group", "none"]
+from kingpost.source import DataFacts, Form
 
 
 class CNNNet(nn.Module):
-    """Stages of (3x3 convolution, norm, activation, 2x2 max pooling), mean over the grid, one linear layer.
+    """Stages of (3x3 convolution, norm, activation, 2x2 pooling), mean over the grid, one linear layer.
 
     Input ``(B, channels, H, W)``; output ``(B, outputs)``.
     Source: LeCun et al., "Gradient-based learning applied to document recognition", 1998; the mean over the grid
-    from Lin, Chen and Yan, "Network In Network", arXiv 1312.4400.
+    from Lin, Chen and Yan, "Network In Network", arXiv 1312.4400; several convolutions a stage from Simonyan and
+    Zisserman, arXiv 1409.1556.
 
     Args:
         channels: of the input.
@@ -31,6 +34,8 @@ class CNNNet(nn.Module):
         outputs: units of the last layer.
         norm: after each convolution; ``group`` has groups of at least 8 channels.
         activation: after each norm.
+        convolutions: in each stage.
+        pool: how a stage halves the grid; an odd row or column is dropped.
 
     >>> import torch
     >>> CNNNet(1, [8, 16], 10)(torch.zeros(2, 1, 28, 28)).shape
@@ -44,17 +49,17 @@ class CNNNet(nn.Module):
         outputs: int,
         norm: Norm = "batch",
         activation: Activation = "relu",
+        convolutions: int = 1,
+        pool: Pool = "max",
     ) -> None:
         super().__init__()
-        stages = [
-            nn.Sequential(
-                nn.Conv2d(a, b, 3, padding=1, bias=norm == "none"),
-                _norm(norm, b),
-                ACTIVATIONS[activation](),
-                nn.MaxPool2d(2),
-            )
-            for a, b in itertools.pairwise([channels, *widths])
-        ]
+        stages = []
+        for inputs, width in itertools.pairwise([channels, *widths]):
+            units = [
+                ConvNormActivation(width if index else inputs, width, norm=norm, activation=activation)
+                for index in range(convolutions)
+            ]
+            stages.append(nn.Sequential(*itertools.chain(*units), pooling(pool)))
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(widths[-1], outputs)
 
@@ -64,53 +69,68 @@ class CNNNet(nn.Module):
         return y
 
 
-def _norm(norm: Norm, channels: int) -> nn.Module:
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    if norm == "group":
-        groups = max(g for g in range(1, max(1, channels // 8) + 1) if channels % g == 0)
-        return nn.GroupNorm(groups, channels)
-    return nn.Identity()
-
-
 @checked
-class CNN(Technique):
+class CNN(Net):
     """Fills ``model`` with a small convolutional network."""
 
-    widths: tuple[Annotated[int, Ge(1)], ...] = (32, 64, 128)
-    """Channels of each stage; every stage halves the grid."""
+    size: Literal["tiny", "small", "medium"] = "small"
+    """Named size."""
+    depth: Annotated[int, Ge(1)] | None = None
+    """Stages; every stage halves the grid. Null for those of the size."""
+    width: Annotated[int, Ge(1)] | None = None
+    """Channels of the first stage; each next one has twice as many. Null for that of the size."""
+    widths: tuple[Annotated[int, Ge(1)], ...] | None = None
+    """Channels of each stage, instead of depth and width."""
+    convolutions: Annotated[int, Ge(1)] = 1
+    """3x3 convolutions in each stage."""
+    pool: Pool = "max"
+    """How a stage halves the grid."""
     norm: Norm = "batch"
-    """After each convolution."""
+    """After each convolution; layer and RMS norm work on each pixel by itself."""
     activation: Activation = "relu"
     """After each norm."""
 
-    touches: ClassVar[frozenset[Slot]] = frozenset({"model"})
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "multi-label")
+    reads: ClassVar[tuple[Form, ...]] = ("image",)
+    sizes: ClassVar[Mapping[str, Size]] = {
+        "tiny": Size(fields={"depth": 2, "width": 16}, data=image_facts(1, 28, 28, 10)),
+        "small": Size(fields={"depth": 3, "width": 32}, data=image_facts(1, 28, 28, 10)),
+        "medium": Size(fields={"depth": 4, "width": 64}, data=image_facts(3, 32, 32, 10)),
+    }
+    paper: ClassVar[str] = "LeCun et al. 1998; Lin, Chen and Yan, arXiv 1312.4400"
 
     def __post_init__(self) -> None:
+        if self.widths is None:
+            return
         if not self.widths:
             raise RecipeError("needs at least one stage, got none", path="widths", mend="for example widths=[32, 64]")
+        for dial, silent in (("size", "small"), ("depth", None), ("width", None)):
+            if getattr(self, dial) != silent:
+                raise RecipeError(f"'widths' says it already: {list(self.widths)}", path=dial, mend="give one of them")
 
     @property
     def exceptions(self) -> Mapping[str, str]:
         """Batch norm sees the batch as a whole."""
-        reason = "batch norm takes its statistics over the samples it is given; norm=group has no such exception"
-        return {"accumulation": reason, "two processes": reason} if self.norm == "batch" else {}
+        return batch_exceptions(self.norm)
 
-    def mount(self, assembly: Assembly) -> Assembly:
-        """The assembly with the net."""
-        setting = assembly.setting
-        shape = setting.data.inputs[0][0]
-        if len(shape) != 3:
+    def stage_widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return self.widths or tuple(self.of("width") * 2**stage for stage in range(self.of("depth")))
+
+    def derived(self, data: DataFacts) -> tuple[Figure, ...]:
+        """The widths of the stages."""
+        if self.widths is not None:
+            return ()
+        widths = ", ".join(map(str, self.stage_widths()))
+        return (Figure("widths", widths, "channels", "doubled each time the grid is halved"),)
+
+    def make(self, data: DataFacts, outputs: int) -> CNNNet:
+        """The network, sized to the data."""
+        shape, widths = data.inputs[0][0], self.stage_widths()
+        if min(shape[1:]) < 2 ** len(widths):
             raise RecipeError(
-                f"needs images (channels, rows, columns), but a sample has the shape {shape}",
-                mend="use model=mlp",
-            )
-        if min(shape[1:]) < 2 ** len(self.widths):
-            raise RecipeError(
-                f"{len(self.widths)} stages halve {shape[1]} x {shape[2]} pixels to nothing",
-                path="widths",
+                f"{len(widths)} stages halve {shape[1]} x {shape[2]} pixels to nothing",
+                path="depth" if self.widths is None else "widths",
                 mend=f"use at most {min(shape[1:]).bit_length() - 1} stages",
             )
-        outputs = setting.task.outputs_per_sample(setting.data)
-        return assembly.with_(model=CNNNet(shape[0], self.widths, outputs, self.norm, self.activation))
+        return CNNNet(shape[0], widths, outputs, self.norm, self.activation, self.convolutions, self.pool)

@@ -26,23 +26,27 @@ def mixup(batch: Batch, weight: float, partners: Tensor, classes: int = 0) -> Ba
         partners: ``(B,)`` indices into the batch.
         classes: number of classes, if targets are classes.
     """
-    targets = (
-        batch.targets
-        if batch.targets.is_floating_point()
-        else F.one_hot(batch.targets, classes).to(batch.inputs[0].dtype)
-    )
+    targets = soft_targets(batch, classes)
     return batch.with_(
         inputs=tuple(x.lerp(x[partners], 1 - weight) for x in batch.inputs),
         targets=targets.lerp(targets[partners], 1 - weight),
     )
 
 
+def soft_targets(batch: Batch, classes: int) -> Tensor:
+    """Targets that can be mixed: classes become rows of 0 and 1 in the dtype of the input, others stay."""
+    if batch.targets.is_floating_point():
+        return batch.targets
+    return F.one_hot(batch.targets, classes).to(batch.inputs[0].dtype)
+
+
 @checked
 class Mixup(Technique):
     """Train on ``w x_i + (1 - w) x_j`` with targets mixed alike, ``w ~ Beta(alpha, alpha)`` once a batch.
 
-    Fails on nets that underfit and on short runs. With streamed data on several devices, partners come from the
-    same device. Source: Zhang et al., arXiv 1710.09412.
+    Helps large nets that train long, and nets that are too sure of themselves. Fails on nets that underfit and on
+    short runs. With streamed data on several devices, partners come from the same device.
+    Source: Zhang et al., arXiv 1710.09412.
     """
 
     alpha: Annotated[float, Ge(0)] = 0.2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from kingpost.assembly import Batch, Loss, Objective, Step
+from kingpost.assembly import Batch, Loss, Objective, Step, Update
 
 
 def backward(model: nn.Module, objective: Objective, batch: Batch, step: Step) -> Loss:
@@ -79,3 +79,13 @@ def clear_gradients(model: nn.Module) -> None:
     """Forget the gradients, whether or not an optimizer holds the parameters."""
     for p in model.parameters():
         p.grad = None
+
+
+def after(change: Callable[[nn.Module, Step], object], update: Update) -> Update:
+    """An update that begins with a change of the gradients, made in place."""
+
+    def change_then_update(model: nn.Module, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        change(model, step)
+        update(model, optimizer, step)
+
+    return change_then_update

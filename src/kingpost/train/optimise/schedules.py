@@ -1,102 +1,141 @@
-"""Schedules: the factor on the learning rate as a pure function of the step, so there is nothing to restore."""
+"""Schedules: the factor on the learning rate as a pure function of the step, so there is nothing to restore.
+
+Here is what all of them share: the warm-up, and one schedule after another. The curves are next door: those that
+fall (``schedules_decay``), fall in steps (``schedules_drops``), go up and down (``schedules_cycles``), or follow the
+scores (``schedules_plateau``).
+
+Every length in a recipe is a fraction, so that it scales with the budget: a part of all steps of the run, or of this
+schedule's share of the run if another one comes before or after it. The functions count in steps.
+"""
 
 from __future__ import annotations
 
-import math
+from abc import abstractmethod
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Lt
+from pydantic import Field
 
-from kingpost.assembly import Assembly, Slot
-from kingpost.option import checked
+from kingpost.assembly import Assembly, Schedule, Slot
+from kingpost.errors import RecipeError
+from kingpost.option import Kind, checked
 from kingpost.technique import Technique
 
-_TOUCHES: frozenset[Slot] = frozenset({"schedule"})
+TOUCHES: frozenset[Slot] = frozenset({"schedule"})
+
+# Fields that subclasses inherit say what they mean here: docstrings below a field are not inherited.
+WarmUp = Annotated[float, Ge(0), Lt(1), Field(description="Part of all steps in which the rate rises linearly from 0.")]
+Next = Annotated[
+    Technique | None,
+    Kind("schedule"),
+    Field(description="The schedule that follows, if any, with a shape of its own."),
+]
+At = Annotated[
+    float | None, Field(gt=0, lt=1, description="Part of all steps after which `then` takes over; needed with it.")
+]  # fmt: skip
 
 
-def cosine(step: int, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> float:
-    """A linear rise over ``warmup_steps``, then half a cosine from 1 down to ``end``.
+def warmed(schedule: Schedule, warmup_steps: int) -> Schedule:
+    """A linear rise from 0 to what the schedule is after ``warmup_steps``; from there on the schedule itself.
 
-    The factor at the first step is ``1 / (warmup_steps + 1)``, and ``end`` is reached after the last step.
-    Source: Loshchilov and Hutter, "SGDR", arXiv 1608.03983.
+    The first step has the share ``1 / (warmup_steps + 1)``, so that no step is wasted at rate 0.
 
-    >>> [round(cosine(step, 4), 3) for step in range(5)]
-    [1.0, 0.854, 0.5, 0.146, 0.0]
+    >>> rise = warmed(lambda step, total_steps: 1.0, 3)
+    >>> [rise(step, 10) for step in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
     """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return end + (1 - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+    def rise(step: int, total_steps: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1) * schedule(warmup_steps, total_steps)
+        return schedule(step, total_steps)
+
+    return rise
 
 
-def one_cycle(step: int, total_steps: int, rise: float = 0.3, start: float = 0.04, end: float = 4e-6) -> float:
-    """Half a cosine up from ``start`` to 1, then half a cosine down to ``end`` at the last step.
+def chained(first: Schedule, second: Schedule, at: float) -> Schedule:
+    """The first schedule over a part ``at`` of the steps, then the second; each sees only its own share.
 
-    Source: Smith and Topin, "Super-Convergence", arXiv 1708.07120.
-
-    >>> [round(one_cycle(step, 10, rise=0.5, start=0.1), 2) for step in range(10)]
-    [0.1, 0.23, 0.55, 0.87, 1.0, 0.9, 0.65, 0.35, 0.1, 0.0]
+    >>> both = chained(lambda step, total_steps: step / total_steps, lambda step, total_steps: 1.0, at=0.4)
+    >>> [both(step, 5) for step in range(5)]
+    [0.0, 0.5, 1.0, 1.0, 1.0]
     """
-    top = rise * total_steps - 1
-    if step < top:  # the top may be at step 0, so it belongs to the fall
-        low, high, progress = start, 1.0, step / top
-    else:
-        low, high, progress = 1.0, end, (step - top) / (total_steps - 1 - top)
-    return high + (low - high) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+    def chain(step: int, total_steps: int) -> float:
+        border = min(max(1, round(at * total_steps)), max(1, total_steps - 1))
+        if step < border:
+            return first(step, border)
+        return second(step - border, max(1, total_steps - border))
+
+    return chain
 
 
 @checked
-class Constant(Technique):
-    """The learning rate stays as it is, after an optional warm-up."""
+class Curve(Technique):
+    """Base of the schedules that depend on nothing but the step; a subclass says what the curve is.
 
-    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Part of all steps in which the rate rises linearly from 0."""
+    Class attributes:
+        continuous: whether the steps of the curve become ever smaller the longer the run is.
+    """
 
-    touches: ClassVar[frozenset[Slot]] = _TOUCHES
+    warmup: WarmUp = 0.0
+    then: Next = None
+    at: At = None
+
+    touches: ClassVar[frozenset[Slot]] = TOUCHES
+    continuous: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if (self.then is None) != (self.at is None):
+            given, missing = ("at", "then") if self.then is None else ("then", "at")
+            example = "then: {name: cosine}" if missing == "then" else "at: 0.5"
+            raise RecipeError(f"has no effect without '{missing}'", path=given, mend=f"add for example {example}")
+        if self.then is not None:
+            object.__setattr__(self, "touches", TOUCHES | self.then.touches)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse fields that contradict one another.
+
+        Raises:
+            RecipeError: they do.
+        """
+        return
+
+    @abstractmethod
+    def curve(self, step: int, total_steps: int, warmup_steps: int) -> float:
+        """The factor at a step from ``warmup_steps`` on, counted from the start of the schedule's share."""
+
+    def of_step(self, step: int, total_steps: int) -> float:
+        """The factor at a step of this schedule's share of the run, warm-up included."""
+        warmup_steps = min(round(self.warmup * total_steps), total_steps - 1)
+        return warmed(lambda t, steps: self.curve(t, steps, warmup_steps), warmup_steps)(step, total_steps)
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the recipe's file alone can make it again."""
+        return bool(getattr(self.then, "reproducible", True))
 
     def mount(self, assembly: Assembly) -> Assembly:
-        """The assembly with this schedule."""
-
-        def schedule(step: int, total_steps: int) -> float:
-            warmup_steps = round(self.warmup * total_steps)
-            return min(1.0, (step + 1) / (warmup_steps + 1))
-
-        return assembly.with_(schedule=schedule)
+        """The assembly with this schedule, and the ones that follow it."""
+        if self.then is None or self.at is None:
+            return assembly.with_(schedule=self.of_step)
+        after = self.then.mount(assembly)
+        return after.with_(schedule=chained(self.of_step, after.schedule, self.at))
 
 
 @checked
-class Cosine(Technique):
-    """Warm-up, then half a cosine down. Fails if the run is prolonged afterwards: the rate is spent."""
+class Constant(Curve):
+    """The learning rate stays as it is, times ``factor``, after an optional warm-up: ``f(t) = factor``.
 
-    warmup: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Part of all steps in which the rate rises linearly from 0."""
-    end: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Factor that is reached after the last step."""
+    Helps in short trials, with optimizers that need no decay, and as a piece between other schedules.
+    Fails to reach the lowest loss: the noise of the last steps is never averaged out by smaller ones.
+    Source: Robbins and Monro, "A Stochastic Approximation Method", 1951, on why rates should fall.
+    """
 
-    touches: ClassVar[frozenset[Slot]] = _TOUCHES
+    factor: Annotated[float, Gt(0)] = 1.0
+    """Factor on the optimizer's rate."""
 
-    def mount(self, assembly: Assembly) -> Assembly:
-        """The assembly with this schedule."""
-        return assembly.with_(
-            schedule=lambda step, total_steps: cosine(step, total_steps, round(self.warmup * total_steps), self.end)
-        )
-
-
-@checked
-class OneCycle(Technique):
-    """Up and down once: the optimizer's rate is the peak. Fails if the peak is beyond the stable rate."""
-
-    rise: Annotated[float, Gt(0), Lt(1)] = 0.3
-    """Part of all steps that rises."""
-    start: Annotated[float, Gt(0), Le(1)] = 0.04
-    """Factor at the first step."""
-    end: Annotated[float, Ge(0), Le(1)] = 4e-6
-    """Factor at the last step."""
-
-    touches: ClassVar[frozenset[Slot]] = _TOUCHES
-
-    def mount(self, assembly: Assembly) -> Assembly:
-        """The assembly with this schedule."""
-        return assembly.with_(
-            schedule=lambda step, total_steps: one_cycle(step, total_steps, self.rise, self.start, self.end)
-        )
+    def curve(self, step: int, total_steps: int, warmup_steps: int) -> float:
+        """The same at each step."""
+        return self.factor

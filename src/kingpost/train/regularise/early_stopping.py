@@ -27,8 +27,11 @@ def has_stalled(scores: Sequence[float], patience: int, smallest_gain: float = 0
 
 @checked
 class EarlyStopping(Technique):
-    """Stop when the validation score has not improved for ``patience`` evaluations; the best weights are kept.
+    """Stop when the validation score has not improved for ``patience`` evaluations, and go back to the best weights.
 
+    The weights of the best evaluation are in ``weights/best.safetensors``, with which the test part is judged; those of
+    the last one in ``weights/last.safetensors``.
+    Helps where the validation score turns: it saves time, and is a regulariser by itself.
     Fails on noisy scores with little patience, and picks the luckiest epoch: report the test part, not the
     validation score. Source: Prechelt, "Early Stopping - But When?", 1998.
     """

@@ -16,7 +16,7 @@ from kingpost.technique import Technique
 
 
 class Average:
-    """A running average of a model's parameters and floating-point buffers, by name.
+    """A running average of a model's parameters and of the floating-point buffers that are saved with it, by name.
 
     Args:
         decay: memory per step.
@@ -69,8 +69,19 @@ class Average:
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Buffers that are not saved (tables, the noise of a step) follow from something else, and have no average."""
+    named = {**dict(model.named_parameters()), **saved_buffers(model)}
     return {name: value.detach() for name, value in named.items() if value.is_floating_point()}
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are part of the model's state."""
+    passing = {
+        f"{path}.{name}".lstrip(".")
+        for path, part in model.named_modules()
+        for name in part._non_persistent_buffers_set
+    }
+    return {name: buffer for name, buffer in model.named_buffers() if name not in passing}
 
 
 def _swap(values: dict[str, Tensor], current: dict[str, Tensor]) -> None:
@@ -94,6 +105,7 @@ def averaging(update: Update, average: Average) -> Update:
 class EMA(Technique):
     """Judge and keep an average of the weights, ``a = decay * a + (1 - decay) * w`` after each step.
 
+    Helps nearly always, for the price of one more copy of the weights: noise of single steps averages out.
     Fails in runs that are short against ``1 / (1 - decay)`` steps: the average then lags behind, less so with the
     warm-up. Batch norm's running statistics are averaged too.
     Source: Polyak and Juditsky, 1992; Tarvainen and Valpola, arXiv 1703.01780.

@@ -61,7 +61,7 @@ class LabelSmoothing(Technique):
 
     touches: ClassVar[frozenset[Slot]] = frozenset({"objective"})
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "language-modelling")
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "language-modelling", "sequence-to-sequence")
 
     def mount(self, assembly: Assembly) -> Assembly:
         """The assembly whose objective is smoothed."""

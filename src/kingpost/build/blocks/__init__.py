@@ -1,0 +1,1 @@
+"""Blocks that nets are made of: plain modules, one family a file, each usable alone."""

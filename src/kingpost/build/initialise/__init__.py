@@ -1,0 +1,1 @@
+"""Starting weights: one family a file, over :mod:`weights`, which finds them, and :mod:`follow`, which watches them."""

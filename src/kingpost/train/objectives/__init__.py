@@ -1,0 +1,1 @@
+"""Techniques that change what the loss is made of."""

@@ -1,0 +1,1 @@
+"""Learning without labels: tasks that make their own targets."""
