@@ -1,7 +1,8 @@
 """What each technique and optimizer costs: time of a step, parameters, state and activations, against a plain recipe.
 
 Both recipes run side by side in one process, some steps of one and some of the other in turn, so that a slow minute of
-the machine hits both. ``kingpost techniques`` and docs/techniques.md show the figures.
+the machine hits both. A round should be long enough to hold what is done every few steps only. ``kingpost techniques``
+and docs/techniques.md show the figures.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = options.results if options.only else partial
     before = json.loads(source.read_text(encoding="utf-8")) if source.exists() else {}
     done = dict(before) if options.only or before.get("settings") == settings else {}
-    found = {"settings": settings, "measured": done.get("measured", {}), "skipped": done.get("skipped", {})}
+    found = {"settings": done.get("settings", settings), "measured": done.get("measured", {}), "skipped": done.get("skipped", {})}
     for kind, name in ((k, n) for k in KINDS for n in catalogue.CATALOGUE[k]):
         key = f"{kind}/{name}"
         known = key in found["measured"] or key in found["skipped"]

@@ -66,8 +66,9 @@ class Cost:
     @property
     def memory(self) -> str:
         """State, parameters and activations in words."""
-        kept = f"{self.state_per_weight:.3g}"
-        parts = [f"keeps {kept} number{'s' * (kept != '1')} a weight" if self.state_per_weight else "keeps nothing"]
+        kept = f"{abs(self.state_per_weight):.3g}"
+        words = f"keeps {kept} number{'s' * (kept != '1')} a weight" + " less" * (self.state_per_weight < 0)
+        parts = [words if self.state_per_weight else "keeps nothing"]
         if self.extra_parameters:
             parts.append(f"{self.extra_parameters:+,} parameters")
         if self.activation_ratio is not None:

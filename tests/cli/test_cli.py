@@ -63,9 +63,9 @@ def here(trained, monkeypatch):
         ("plan digitz", "no recipe 'digitz'; did you mean 'digits'? known: "),
         ("plan digits optimzer.lr=1",
          "optimzer: unknown key; did you mean 'optimizer'? known: batch_size, budget, data, initialise, layout, model, "
-         "name, optimizer, save, schedule, seed, task, techniques"),
+         "name, optimizer, save, schedule, seed, stages, task, techniques"),
         ("plan digits optimizer.lrr=1",
-         "optimizer.lrr: unknown key; did you mean 'lr'? known: beta1, beta2, eps, lr, weight_decay"),
+         "optimizer.lrr: unknown key; did you mean 'lr'? known: beta1, beta2, decay_embeddings, eps, lr, weight_decay"),
         ("plan digits batch_size=many",
          "batch_size: got 'many': should be a valid integer; expected a whole number >= 1"),
         ("plan digits batch_size", "'batch_size' is not an override; write key=value, for example optimizer.lr=0.01"),
@@ -80,8 +80,8 @@ def here(trained, monkeypatch):
         ("plan digits techniques+=sam techniques+=accumulate",
          "techniques: 'sam' must come after 'accumulate'; the right order: [crop, label-smoothing, ema, accumulate, "
          "sam]"),
-        ("plan digits model.widths=[8,8,8,8,8]",
-         "model.widths: 5 stages halve 8 x 8 pixels to nothing; use at most 3 stages"),
+        ("plan digits model.depth=5",
+         "model.depth: 5 stages halve 8 x 8 pixels to nothing; use at most 3 stages"),
         ("plan digits layout.device=gpu", None),
         ("plan digits data=table", None),
         ("resume smal", "no run 'smal' here or in 'runs/'; did you mean 'small'? known: small"),

@@ -116,6 +116,7 @@ COST = Cost(
 def test_costs_are_told_with_how_they_were_measured():
     assert str(COST) == "2.04 x the time of a step (1.90 to 2.20, n = 12 rounds; cnn; a machine, 2001-02-03)"
     assert COST.memory == "keeps 1 number a weight, 1.00 x the activations"
+    assert dataclasses.replace(COST, state_per_weight=-0.95).memory.startswith("keeps 0.95 numbers a weight less, ")
     busy = dataclasses.replace(COST, load=3.0, extra_parameters=1200, state_per_weight=0.0, activation_ratio=None)
     assert str(busy).endswith("2001-02-03; a busy machine (3.0 processes a core), so roughly)")
     assert busy.memory == "keeps nothing, +1,200 parameters"

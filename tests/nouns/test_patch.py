@@ -46,7 +46,7 @@ def test_a_patch_changes_what_it_names_and_nothing_else(words, expected):
     ("word", "text"),
     [
         ("optimizer.lrr=1",
-         "optimizer.lrr: unknown key; did you mean 'lr'? known: beta1, beta2, eps, lr, weight_decay"),
+         "optimizer.lrr: unknown key; did you mean 'lr'? known: beta1, beta2, decay_embeddings, eps, lr, weight_decay"),
         ("optimizer.lr=-1", "optimizer.lr: got -1: should be greater than 0; expected a number > 0"),
         ("techniques.clip.norm=-4", "techniques.clip.norm: got -4: should be greater than 0; expected a number > 0"),
         ("techniques.1.norm=-4", "techniques.1.norm: got -4: should be greater than 0; expected a number > 0"),

@@ -61,7 +61,7 @@ def test_a_file_has_every_key():
     value = kp.Recipe.from_yaml(recipe().to_yaml()).to_value()
     assert list(value) == [
         "name", "data", "model", "task", "initialise", "optimizer", "schedule", "techniques", "batch_size", "budget",
-        "layout", "save", "seed",
+        "layout", "save", "seed", "stages",
     ]  # fmt: skip
     assert value["optimizer"] == {
         "name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01,
@@ -75,11 +75,11 @@ def test_a_file_has_every_key():
         (
             "bugdet: {epochs: 2}",
             "bugdet: unknown key; did you mean 'budget'? known: batch_size, budget, data, initialise, layout, model, "
-            "name, optimizer, save, schedule, seed, task, techniques",
+            "name, optimizer, save, schedule, seed, stages, task, techniques",
         ),
         (
             "optimizer: {name: sgd, lrr: 1}",
-            "optimizer.lrr: unknown key; did you mean 'lr'? known: lr, momentum, nesterov, weight_decay",
+            "optimizer.lrr: unknown key; did you mean 'lr'? known: decay_embeddings, lr, momentum, nesterov, weight_decay",
         ),
         (
             "techniques: [clip, {name: mixup, alhpa: 1}]",

@@ -171,7 +171,7 @@ class Learned(OptimizerOption):
     it is Adam at 0.001. ``kingpost learn-optimizer`` trains one; without a file, the one that comes with kingpost.
     Helps where there is no time to tune a rate, on tasks like those that it has seen: small nets on small data.
     Fails on what is far from them (long runs, large nets), and costs several times Adam's time and memory: four numbers
-    a weight are kept, and eighteen are computed. See the figures in docs/learned-optimizer.md.
+    a weight are kept, and eighteen are computed. Measured: benchmarks/results/learned-optimizer.md.
     Source: Metz et al., arXiv 2009.11243 and arXiv 2203.11860; the step around Adam's from Harrison, Metz and
     Sohl-Dickstein, arXiv 2209.11208.
     """
