@@ -241,7 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = options.results if options.only else partial
     before = json.loads(source.read_text(encoding="utf-8")) if source.exists() else {}
     done = dict(before) if options.only or before.get("settings") == settings else {}
-    found = {"settings": done.get("settings", settings), "measured": done.get("measured", {}), "skipped": done.get("skipped", {})}
+    found = {
+        "settings": done.get("settings", settings),
+        "measured": done.get("measured", {}),
+        "skipped": done.get("skipped", {}),
+    }
     for kind, name in ((k, n) for k in KINDS for n in catalogue.CATALOGUE[k]):
         key = f"{kind}/{name}"
         known = key in found["measured"] or key in found["skipped"]

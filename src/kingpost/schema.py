@@ -34,7 +34,8 @@ def _object(cls: type[Option], description: str, name: str = "") -> dict[str, An
     for field in field_names(cls):
         kind = kind_of_field(cls, field)
         if kind is None:
-            properties[field] = own["properties"][field]
+            inherited = {"description": _documentation(cls)[field]} if field in _documentation(cls) else {}
+            properties[field] = inherited | own["properties"][field]
             continue
         if isinstance(kind, Kind):
             one = {"$ref": f"#/$defs/{kind.kind}"}
@@ -76,8 +77,12 @@ class _Generator(GenerateJsonSchema):
 
 
 def _documentation(cls: type[Option]) -> dict[str, str]:
-    fields = cast(Any, cls).__pydantic_fields__
-    return {name: field.description or "" for name, field in fields.items()}
+    """What is said of each field, by the class itself or by the one that it has the field from."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        fields = cast(Any, vars(base).get("__pydantic_fields__", {}))
+        found |= {name: field.description for name, field in fields.items() if field.description}
+    return found
 
 
 def _description(cls: type[Option]) -> str:

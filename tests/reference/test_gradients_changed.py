@@ -221,6 +221,14 @@ def test_batch_ramp_comes_after_all_that_changes_a_gradient(kind: str, name: str
     assert not changes or name in catalogue.find("technique", "batch-ramp").after  # type: ignore[attr-defined]
 
 
+def test_batch_ramp_excludes_optimizers_that_take_more_than_a_gradient() -> None:
+    names = catalogue.CATALOGUE["optimizer"]
+    taking = {name for name in names if "gradient" in catalogue.find("optimizer", name).touches}  # type: ignore[attr-defined]
+    assert taking == set(catalogue.find("technique", "batch-ramp").conflicts)  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match="'batch-ramp' and 'lbfgs' exclude each other"):
+        recipe(net(), optimizer="lbfgs", techniques=["batch-ramp"])
+
+
 def copies_of(model: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 

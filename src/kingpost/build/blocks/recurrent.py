@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,12 @@ class Recurrent(nn.Module):
     (torch.Size([4, 7, 10]), torch.Size([4, 4, 5]))
     """
 
+    _untraced: ClassVar[Callable[..., Any]]  # `_steps`; traced, all steps would be unrolled: minutes to compile
+
     def __init__(self, kind: Kind, inputs: int, width: int, depth: int = 1, bidirectional: bool = False) -> None:
         super().__init__()
+        if not hasattr(Recurrent, "_untraced"):  # not as a decorator: that would import the compiler with this file
+            Recurrent._untraced = torch.compiler.disable(Recurrent._steps)  # type: ignore[no-untyped-call]
         if min(inputs, width, depth) < 1:
             raise ValueError(f"inputs, width and depth must be at least 1, got {inputs}, {width} and {depth}")
         self.kind: Kind = kind
@@ -89,12 +93,12 @@ class Recurrent(nn.Module):
             lengths_b: real steps of each, int64; an empty sequence counts as one step. None: all ``T``.
             state: to begin with, shaped as the one returned; None: zero.
         """
-        outputs, ends = self._run(x_bti, lengths_b, state, need_state=True)
+        outputs, ends = self._run(x_bti, lengths_b, state, True)
         return outputs, tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
 
     def sequence(self, x_bti: Tensor, lengths_b: Tensor | None = None, state: State | None = None) -> Tensor:
         """Only the outputs of :meth:`forward`, which are cheaper for a padded LSTM."""
-        outputs: Tensor = self._run(x_bti, lengths_b, state, need_state=False)[0]
+        outputs: Tensor = self._run(x_bti, lengths_b, state, False)[0]
         return outputs
 
     def summary(self, x_bti: Tensor, lengths_b: Tensor | None = None) -> Tensor:
@@ -103,8 +107,10 @@ class Recurrent(nn.Module):
         width = self.outputs // self.directions
         return torch.cat([last(outputs[..., :width], lengths_b), outputs[:, 0, width:]], 1)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would unroll all steps: minutes to compile
-    def _run(
+    def _run(self, *given: Any) -> tuple[Tensor, list[State]]:
+        return cast(tuple[Tensor, list[State]], type(self)._untraced(self, *given))
+
+    def _steps(
         self, x: Tensor, lengths: Tensor | None, state: State | None, need_state: bool
     ) -> tuple[Tensor, list[State]]:
         real = None if lengths is None else real_steps(lengths, x.shape[1])

@@ -93,6 +93,10 @@ class BatchRamp(Technique):
         "clip", "clip-value", "clip-per-layer", "agc", "centralise", "gradient-noise", "gradient-normalise",
         "gradual-unfreezing", "lookahead",
     )  # fmt: skip
+    conflicts: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("lbfgs", "kfac", "adahessian", "sophia"),
+        "that optimizer looks at the curvature of one batch, and the gradient would be of several",
+    )
     neutral: ClassVar[dict[str, Any]] = {"batches": 1}
     example: ClassVar[dict[str, Any]] = {"batches": 3, "over_steps": 5}
 

@@ -92,7 +92,7 @@ class CheckpointActivations(Technique):
     """Keep only the inputs of each block for the backward pass, and run the block again there.
 
     Memory for activations falls from ``n a`` to ``n i + a`` (n blocks, each keeping a, with inputs of size i); the time
-    of a step grows by up to that of one forward pass, a third. The gradient is the same to the bit: random draws are
+    of a step grows by up to that of one forward pass. The gradient is the same to the bit: random draws are
     repeated, and running statistics count a batch once. ``kingpost plan --measure`` shows both, with and without.
     Helps where memory limits the depth, the length of sequences or the batch.
     Fails to save anything in nets of one large block, and to pay where memory is not short.
@@ -102,7 +102,7 @@ class CheckpointActivations(Technique):
     blocks: tuple[str, ...] = ()
     """Names of the modules that run again, with wildcards (``blocks.*``); empty for the repeated blocks of the net."""
     every: Annotated[int, Ge(1)] = 1
-    """Only each so-many-th of them: 2 costs half the time, and saves half the memory."""
+    """Only each so-many-th of them: 2 costs and saves about half as much."""
 
     touches: ClassVar[frozenset[Slot]] = frozenset({"model"})
     example_model: ClassVar[str] = "vit"
