@@ -26,7 +26,7 @@ from kingpost.train.calibrate import fit_temperature, raw_outputs, scores_of
 from kingpost.train.ensemble.committee import DropoutSamples, Nets, Weights, mean_of_classes
 from kingpost.train.ensemble.members import committee_of_one
 from kingpost.train.predict import predict, restored
-from kingpost.verbs import train
+from kingpost.verbs import resume, train
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "uncertainty.json"
@@ -60,8 +60,12 @@ def recipe(seed: int, epochs: int, *techniques: Any) -> Recipe:
 
 
 def trained(root: Path, made: Recipe) -> Run:
+    """The run, finished; one that was stopped goes on."""
     folder = root / made.name
-    return Run(folder) if (folder / "run.json").is_file() else train(made, root=root, quiet=True)
+    if not (folder / "run.json").is_file():
+        return train(made, root=root, quiet=True)
+    run = Run(folder)
+    return run if run.status == "finished" else resume(folder, quiet=True)
 
 
 def judged(net: torch.nn.Module, splits: dict[str, Any]) -> dict[str, dict[str, float]]:
