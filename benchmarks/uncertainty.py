@@ -118,7 +118,7 @@ def measure(root: Path, epochs: int, write: bool) -> None:
                 "note": made.notes["coverage"],
             }
     result = {
-        "data": runs[0].recipe.data.name,
+        "data": "Fashion-MNIST" if data()["name"] == "idx" else "digits",
         "samples": {part: len(split) for part, split in dataset.splits.items()},
         "epochs": epochs,
         "rows": rows,

@@ -102,9 +102,9 @@ class FreeAdversarial(Technique):
 
     ``d <- clip(d + epsilon * sign(gradient of the loss at x + d), -epsilon, epsilon)``; ``d`` is carried on to the next
     batch. Costs nothing per step; a pass over the data shows a random ``1 / replays`` of it, so the same number of
-    epochs costs the same time, and learns from fewer different samples. Helps where PGD is too dear. Fails at large
-    epsilon or few replays, where PGD trains safer nets; unlike other attacks, this one looks at the model in train
-    mode. Techniques that change batches must be listed earlier. Source: Shafahi et al., arXiv 1904.12843.
+    epochs costs the same time, and learns from fewer different samples. Unlike other attacks, this one looks at the
+    model in train mode. Helps where PGD is too dear. Fails at large epsilon or few replays, where PGD trains safer
+    nets. Source: Shafahi et al., arXiv 1904.12843.
     """
 
     epsilon: Annotated[float, Ge(0)] = 0.1
@@ -124,7 +124,9 @@ class FreeAdversarial(Technique):
         "spec-augment", "feature-noise", "feature-swap",
     )  # fmt: skip
     conflicts: ClassVar[dict[str, str]] = {
-        "sam": "it takes two gradients a step, and the attack would move with both",
+        **dict.fromkeys(
+            ("sam", "asam", "gradnorm"), "it takes several gradients a step, and the attack moves with each"
+        ),
         **dict.fromkeys(("fgsm", "pgd", "trades"), "one attack is trained on"),
     }
     neutral: ClassVar[dict[str, Any]] = {"epsilon": 0.0, "replays": 1}

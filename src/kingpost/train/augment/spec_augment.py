@@ -34,9 +34,9 @@ class SpecAugment(Augmentation):
     """Set ``time_masks`` bands of steps and ``frequency_masks`` bands of features to 0, of random width and place.
 
     The width is a whole number drawn from 0 to the largest one, the place from all where the band fits. Zero is the
-    mean of standardised data. Either kind alone is time masking or frequency masking. Helps speech and sound, and
-    series with sensors that fail. Fails on short series, where a band covers all that counts. The paper's time warp
-    is the technique ``time-warp``. Source: Park et al., arXiv 1904.08779.
+    mean of standardised data. Either kind alone is time masking or frequency masking; the paper's time warp is the
+    technique ``time-warp``. Helps speech and sound, and series with sensors that fail. Fails on short series, where a
+    band covers all that counts. Source: Park et al., arXiv 1904.08779.
     """
 
     time_masks: Annotated[int, Ge(0)] = 2
