@@ -13,7 +13,8 @@ release = version = kingpost.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results-notes.md"]
+suppress_warnings = ["ref.python"]  # names in annotations, such as `tokens`, that two modules have
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 

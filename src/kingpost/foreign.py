@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
-from kingpost import catalogue
+from kingpost import catalogue, seeds
 from kingpost.assembly import Assembly, Slot, Started
 from kingpost.errors import RecipeError, nearest
 from kingpost.option import GIVEN, NAME, checked, plain
@@ -115,8 +115,8 @@ class Foreign(Technique):
         return self.target
 
     def _initialise(self, model: nn.Module, seed: int) -> Started:
-        torch.manual_seed(seed)
-        self.target(model, **self.arguments)
+        with seeds.DrawsByShape(seed):
+            self.target(model, **self.arguments)
         return Started({name: self.name for name, _ in model.named_parameters()})
 
 

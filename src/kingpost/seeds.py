@@ -7,8 +7,13 @@ runs that differ in one technique still draw the same numbers for everything els
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def derive(*parts: int | str) -> int:
@@ -34,3 +39,35 @@ def seed_default_generators(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+class DrawsByShape(TorchDispatchMode):
+    """Inside, each draw from torch's default generator has its own seed: from what is drawn, its shape, and how often.
+
+    The third normal draw of shape (64, 64) is the same whatever was drawn between, so that two networks agree in the
+    starting weights of what they share although one has another layer besides. The processor's generator only.
+
+    >>> with DrawsByShape(0, "model"):
+    ...     a, b = torch.nn.Linear(2, 2), torch.nn.Linear(3, 1)
+    >>> with DrawsByShape(0, "model"):
+    ...     extra, c, d = torch.nn.Linear(9, 5), torch.nn.Linear(2, 2), torch.nn.Linear(3, 1)
+    >>> bool((a.weight == c.weight).all() and (b.weight == d.weight).all())
+    True
+    """
+
+    def __init__(self, *parts: int | str) -> None:
+        super().__init__()
+        self.parts = parts
+        self.drawn: Counter[tuple[str, str]] = Counter()
+        torch.default_generator.manual_seed(derive(*parts))  # for what draws without an operation of torch's
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
+            first = args[0] if args else ""
+            what = str(func.overloadpacket), str(list(first.shape) if isinstance(first, Tensor) else first)
+            torch.default_generator.manual_seed(derive(*self.parts, *what, self.drawn[what]))
+            self.drawn[what] += 1
+        return func(*args, **kwargs)

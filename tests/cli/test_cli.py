@@ -244,11 +244,14 @@ ORDER = (
     "techniques",
     "size",
     "predict",
+    "calibrate",
+    "probe",
     "attack",
     "generate",
     "runs",
     "report",
     "schema",
+    "learn-optimizer",
 )
 
 

@@ -4,11 +4,14 @@ Which axes of a parameter are width is found by comparing its shape with that in
 and ``r_out`` for how much longer the input and output axes are than in the base (1 where an axis is no width), and
 sigma for the spread of the starting weights in the base net:
 
-| parameter | where width is | spread | Adam's rate | SGD's rate | output |
-|---|---|---|---|---|---|
-| input weights, embeddings, biases, gains | outputs | sigma | lr | lr r_out | |
-| hidden weights | both | sigma / sqrt(r_in) | lr / r_in | lr r_out / r_in | |
-| output weights | inputs | sigma | lr | lr r_in | / r_in |
+============================  ==============  ====================  ===========  ================  =======
+parameter                     where width is  spread                Adam's rate  SGD's rate        output
+============================  ==============  ====================  ===========  ================  =======
+input weights, embeddings,
+biases, gains                 outputs         sigma                 lr           lr r_out
+hidden weights                both            sigma / sqrt(r_in)    lr / r_in    lr r_out / r_in
+output weights                inputs          sigma                 lr           lr r_in           / r_in
+============================  ==============  ====================  ===========  ================  =======
 
 This is table 8 of Yang et al., "Tensor Programs V", arXiv 2203.03466. At the base's own width nothing changes.
 """

@@ -52,8 +52,7 @@ def assemble(
         model=recipe.model,
         train_batches=lambda: train_batches(recipe, dataset),
     )
-    torch.manual_seed(seeds.derive(recipe.seed, "model"))
-    with device if count_only else nullcontext():
+    with device if count_only else seeds.DrawsByShape(recipe.seed, "model"):
         mounts = recipe.mounts()
         net = next(index for index, (path, _) in enumerate(mounts) if path == "model") + 1
         assembly = mount_all(plain_assembly(setting), mounts[:net])

@@ -118,7 +118,7 @@ def _step_figures(recipe: Recipe, dataset: Dataset, device: torch.device, counte
         "FLOPs",
         "matrix products of forward and backward, all devices, counted",
     )
-    yield from _rate_figures(assembly, rates[0])
+    yield from _rate_figures(assembly, max(rates))
 
 
 @contextmanager

@@ -24,8 +24,7 @@ LISTS = (nn.ModuleList, nn.Sequential)
 class Recomputed(nn.Module):
     """What a checkpointed block also is: in training, its forward pass keeps nothing but its inputs.
 
-    Attributes:
-        second_pass: what surrounds the pass that computes the rest again (to count it, say).
+    ``second_pass`` is what surrounds the pass that computes the rest again (to count it, say).
     """
 
     second_pass: Callable[[], AbstractContextManager[object]] = nullcontext

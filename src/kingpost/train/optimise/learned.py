@@ -151,9 +151,9 @@ def load_learned(path: Path) -> tuple[Tensor, dict[str, Any]]:
         RecipeError: the file is none of a learned optimizer, or of another version.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:  # torch's own reader does not work inside a plan
             about = json.loads((file.metadata() or {})["kingpost"])
-            theta = file.get_tensor("theta")
+            theta = torch.tensor(file.get_tensor("theta"))
     except (SafetensorError, KeyError, ValueError) as error:
         raise RecipeError(
             f"{path} holds no learned optimizer ({error})", mend="make one with: kingpost learn-optimizer"
