@@ -11,7 +11,6 @@ neighbours, so that what else the machine does falls on both.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -180,7 +179,7 @@ def main() -> None:
     lines = [
         "# Checkpointing of activations",
         "",
-        f"Batches of 16 images of 3 x 32 x 32 in 32 bits; {json.dumps(where)[1:-1]}. Made by "
+        f"Batches of 16 images of 3 x 32 x 32 in 32 bits; {', '.join(f'{k} {v}' for k, v in where.items())}. Made by "
         "`python benchmarks/activation_checkpointing.py`.",
         "",
         table(found),

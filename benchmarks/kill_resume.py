@@ -1,7 +1,8 @@
 """The kill exam: `kill -9` at random moments, resume, and count the bits that differ from an undisturbed run.
 
 Recipes that stack up to twelve techniques, with 0 and 2 loader workers; the contract suite resumes every technique
-alone. A third of the kills is aimed at a checkpoint while it is being written; the others fall anywhere, most of them in the middle of an epoch.
+alone. A third of the kills is aimed at a checkpoint while it is being written; the others fall anywhere, most of them
+in the middle of an epoch.
 
     python benchmarks/kill_resume.py                 # at least 60 kills, some ten minutes
     python benchmarks/kill_resume.py --kills 6       # a quick look

@@ -91,7 +91,7 @@ def table(result: dict[str, Any]) -> str:
         f"Fashion-MNIST, a perceptron of 256 and 128 units, {result['steps']} steps of 128, test accuracy: mean and "
         f"standard deviation over {len(result['seeds'])} seeds. Within {GREY_LEVELS} grey levels of each pixel; one "
         f"thread, torch {result['torch']}, Python {result['python']}.\n",
-        "| trained with | clean | fgsm | pgd, 20 steps | time |",
+        "| trained with | clean | fgsm | pgd, 20 steps | time, roughly |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:

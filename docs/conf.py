@@ -11,7 +11,7 @@ author = "the kingpost authors"
 copyright = "the kingpost authors, Apache-2.0"
 release = version = kingpost.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "results-notes.md"]
 suppress_warnings = ["ref.python"]  # names in annotations, such as `tokens`, that two modules have
@@ -30,6 +30,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
+toc_object_entries = False  # thousands of names in every page's sidebar make the build ten times as long
 maximum_signature_line_length = 90
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Class attributes", "params_style")]

@@ -64,6 +64,9 @@ WHERE = {
     "RangeTest": "kingpost.train.range_test",
     "compound": "kingpost.build.sizing",
     "remove_gates": "kingpost.train.regularise.remove_gates",
+    "prove": "kingpost.verbs",
+    "Ledger": "kingpost.ledger",
+    "Verdict": "kingpost.verdict",
 }
 
 
@@ -108,6 +111,7 @@ if TYPE_CHECKING:
     from kingpost.figure import Figure as Figure
     from kingpost.finding import Finding as Finding
     from kingpost.foreign import call as call
+    from kingpost.ledger import Ledger as Ledger
     from kingpost.net import Net as Net
     from kingpost.net import Size as Size
     from kingpost.option import checked as checked
@@ -134,7 +138,10 @@ if TYPE_CHECKING:
     from kingpost.train.probe import probe as probe
     from kingpost.train.range_test import RangeTest as RangeTest
     from kingpost.train.range_test import lr_range_test as lr_range_test
+    from kingpost.train.regularise.remove_gates import remove_gates as remove_gates
     from kingpost.train.transfer.lora import merge_lora as merge_lora
     from kingpost.verbs import generate as generate
+    from kingpost.verbs import prove as prove
     from kingpost.verbs import resume as resume
     from kingpost.verbs import train as train
+    from kingpost.verdict import Verdict as Verdict

@@ -211,6 +211,7 @@ CATALOGUE: dict[str, dict[str, str]] = {
         "bf16": "kingpost.train.precision:BF16",
         "fp16": "kingpost.train.precision:FP16",
         "mu-parametrisation": "kingpost.build.mup:MuParametrisation",
+        "channels-last": "kingpost.train.channels_last:ChannelsLast",
         "compile": "kingpost.train.compiled:Compile",
         "lookahead": "kingpost.train.optimise.lookahead:Lookahead",
         "parameter-groups": "kingpost.train.optimise.parameter_groups:ParameterGroups",

@@ -10,11 +10,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kingpost.cli_command import Command
+from kingpost.cli_prove import COMMANDS as PROVE_COMMANDS
 from kingpost.errors import KingpostError, NonFiniteError, RecipeError, TrainingError, nearest
 
 EXIT_CODES = """exit codes:
@@ -22,16 +23,6 @@ EXIT_CODES = """exit codes:
   1      the training failed; its state is saved
   2      the command, recipe, data or run is not usable as given
   130    stopped by Ctrl-C after saving (143: by SIGTERM); go on with kingpost resume"""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One verb: what it does, which arguments it takes, and commands that run as they stand."""
-
-    help: str
-    run: Callable[[argparse.Namespace], int]
-    arguments: Sequence[tuple[tuple[str, ...], dict[str, Any]]]
-    examples: Sequence[str]
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -517,6 +508,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "write a run's report.html again", _report, [RUN, JSON], ["kingpost report digits"]
     ),
+    **PROVE_COMMANDS,
     "schema": Command(
         "print the JSON schema of recipes, by which editors complete and check them",
         _schema,
@@ -564,6 +556,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if not words:
         parser.print_help()
         raise SystemExit(2)
+    if words[0] in COMMANDS:
+        words = [words[0], *COMMANDS[words[0]].words(words[1:])]
     args, unknown = parser.parse_known_args(words)
     if hasattr(args, "changes"):  # overrides may also stand after options
         args.changes += [word for word in unknown if not word.startswith("-")]
@@ -596,7 +590,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=command.help,
             description=command.help,
-            epilog=f"examples:\n{examples}\n\n{EXIT_CODES}",
+            epilog=f"examples:\n{examples}\n\n{command.exit_codes or EXIT_CODES}",
             formatter_class=plain,
         )
         for flags, settings in command.arguments:

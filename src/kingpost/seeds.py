@@ -41,11 +41,12 @@ def seed_default_generators(seed: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-class DrawsByShape(TorchDispatchMode):
-    """Inside, each draw from torch's default generator has its own seed: from what is drawn, its shape, and how often.
+class DrawsByShape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, each draw from torch's default generator has its own seed: from the shape, and the how-manieth tensor.
 
-    The third normal draw of shape (64, 64) is the same whatever was drawn between, so that two networks agree in the
-    starting weights of what they share although one has another layer besides. The processor's generator only.
+    The third tensor of shape (64, 64) that is filled at random gets the same numbers whatever was drawn between, and
+    the same when it is filled once more. So two networks agree in the starting weights of what they share although
+    one has another layer besides. The processor's generator only.
 
     >>> with DrawsByShape(0, "model"):
     ...     a, b = torch.nn.Linear(2, 2), torch.nn.Linear(3, 1)
@@ -56,9 +57,11 @@ class DrawsByShape(TorchDispatchMode):
     """
 
     def __init__(self, *parts: int | str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.parts = parts
-        self.drawn: Counter[tuple[str, str]] = Counter()
+        self.counts: Counter[tuple[int | str, ...]] = Counter()
+        self.numbers: dict[tuple[int | str, ...], int] = {}
+        self.storages: list[torch.UntypedStorage] = []  # held, or another tensor could come to lie in the same place
         torch.default_generator.manual_seed(derive(*parts))  # for what draws without an operation of torch's
 
     def __torch_dispatch__(
@@ -66,8 +69,21 @@ class DrawsByShape(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
-            first = args[0] if args else ""
-            what = str(func.overloadpacket), str(list(first.shape) if isinstance(first, Tensor) else first)
-            torch.default_generator.manual_seed(derive(*self.parts, *what, self.drawn[what]))
-            self.drawn[what] += 1
+            key = (str(func.overloadpacket), *self._what(args[0] if args else ""))
+            torch.default_generator.manual_seed(derive(*self.parts, *key, self._next(key)))
         return func(*args, **kwargs)
+
+    def _what(self, first: object) -> tuple[int | str, ...]:
+        """The shape that is drawn, and which tensor of that shape it fills, if it fills one."""
+        if not isinstance(first, Tensor):
+            return (str(first),)
+        shape, storage = str(list(first.shape)), first.untyped_storage()
+        place = (int(storage._cdata), int(first.storage_offset()), shape)
+        if place not in self.numbers:
+            self.numbers[place] = self._next((shape,))
+            self.storages.append(storage)
+        return shape, self.numbers[place]
+
+    def _next(self, key: tuple[int | str, ...]) -> int:
+        self.counts[key] += 1
+        return self.counts[key] - 1

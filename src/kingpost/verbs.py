@@ -1,17 +1,25 @@
-"""The public verbs that need more than one part of kingpost: train, then report; load a net, then let it write."""
+"""The public verbs that need more than one part of kingpost: train or prove, then report; load a net, let it write."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec
 
 from kingpost.errors import MissingExtraError, RecipeError, RunError
 from kingpost.patch import Patch
+from kingpost.prove import trial
+from kingpost.prove.declaration import Declaration
 from kingpost.recipe import Recipe
 from kingpost.run import RUNS, Run
 from kingpost.train import parallel
 from kingpost.train import train as training
 from kingpost.train.predict import load_model
+from kingpost.verdict import Verdicts
+
+P = ParamSpec("P")
 
 
 def train(recipe: Recipe, root: Path | str = RUNS, quiet: bool = False) -> Run:
@@ -90,3 +98,31 @@ def _reported(run: Run, recipe: Recipe) -> Run:
         except MissingExtraError as error:
             run.set_status("finished", message=f"no report.html: {error}")
     return run
+
+
+def _with_page(verb: Callable[P, Verdicts]) -> Callable[P, Verdicts]:
+    """The same, and the trial's folder then holds its verdict and its page."""
+
+    @functools.wraps(verb)
+    def judged(*args: P.args, **kwargs: P.kwargs) -> Verdicts:
+        return _trial_reported(verb(*args, **kwargs))
+
+    return judged
+
+
+def _trial_reported(verdicts: Verdicts) -> Verdicts:
+    from kingpost.report.trial_page import trial_page
+
+    folder = Path(verdicts.folder)
+    try:
+        page = str(trial_page(folder, verdicts.to_value(), Declaration.open(folder).to_value()))
+    except MissingExtraError as error:
+        page = f"none: {error}"
+    told = tuple(dataclasses.replace(verdict, report=page) for verdict in verdicts)
+    verdicts = dataclasses.replace(verdicts, arms=told)
+    verdicts.save_to(folder)
+    return verdicts
+
+
+prove = _with_page(trial.prove)
+resume_trial = _with_page(trial.resume)

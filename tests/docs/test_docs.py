@@ -39,6 +39,10 @@ def test_sphinx_builds_without_a_warning(tmp_path: Path) -> None:
     assert "kingpost.train.loop.fit" in (tmp_path / "html" / "api" / "train.html").read_text(encoding="utf-8")
 
 
+def test_every_technique_is_compared_with_something() -> None:
+    assert "**none**" not in (DOCS / "references.md").read_text(encoding="utf-8")
+
+
 @every_page
 def test_relative_links_resolve(page: Path) -> None:
     prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)

@@ -7,7 +7,12 @@ import pytest
 
 from kingpost.ledger import FIRST, Ledger, LedgerError
 
-BODIES = [{"x": 1.5, "text": "ä\u2028 'quoted'"}, {"nested": {"b": [1, None, True], "a": ""}}, {}, {"big": "y" * 200_000}]
+BODIES = [
+    {"x": 1.5, "text": "ä\u2028 'quoted'"},
+    {"nested": {"b": [1, None, True], "a": ""}},
+    {},
+    {"big": "y" * 200_000},
+]
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def slow_move(p: list[float], gradients: list[list[float]], theta: torch.Tensor)
     columns = [over_size(x) for x in (p, gradients[-1], *means)]
     columns += [[min(10, max(-10, a / r)) for a, r in zip(x, roots, strict=True)] for x in (gradients[-1], *means)]
     columns += [[(a - sum(logs) / n) / 4 for a in logs]]
+    columns += [[math.log(n) / 8] * n, [math.log(math.sqrt(sum(a * a for a in p) / n + 1e-6)) / 2 + 1] * n]
     columns += [[math.tanh(steps / t - 1)] * n for t in TIMES]
     numbers_ = theta.tolist()
     moved = []

@@ -17,6 +17,7 @@ import kingpost as kp
 from kingpost.assembly import Batch, Step
 from kingpost.data.tensors import TensorSplit
 from kingpost.source import DataFacts, Dataset, Order, balanced_indices
+from kingpost.train.assemble import assemble
 from kingpost.train.gradients.backward import backward
 from kingpost.train.regularise.channel_dropout import DropChannels, drop_squares
 from kingpost.train.regularise.ema import Average
@@ -310,3 +311,15 @@ def test_classes_are_counted_in_the_training_part() -> None:
 def test_data_that_is_not_in_memory_is_refused() -> None:
     with pytest.raises(kp.DataError, match="needs the class of each sample in memory"):
         Order(batch_size=2, shuffle=True, balanced=True).indices(4)
+
+
+def test_the_technique_balances_every_pass_over_the_data() -> None:
+    labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
+    source = kp.Arrays(inputs=torch.randn(100, 3), targets=labels, validation=0.0)
+    recipe = kp.Recipe(name="toy", data=source, model="mlp", techniques=[kp.BalancedSampling()])
+    dataset = recipe.data.open()
+    own = assemble(recipe, dataset, torch.device("cpu")).order
+    for epoch in range(3):
+        passed = dataset.splits["train"].batches(own(Order(batch_size=30, shuffle=True, seed=1, epoch=epoch)))
+        counts = torch.cat([batch.targets for batch in passed]).bincount().tolist()
+        assert sorted(counts) == [33, 33, 34]  # 100 samples, three classes

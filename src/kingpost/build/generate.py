@@ -124,7 +124,7 @@ def beam_search(
     """The likeliest continuations that a search of ``beams`` parallel sequences finds.
 
     The score of a continuation is the sum of its log-probabilities over its number of tokens (``end`` included) to
-    the power ``length_penalty``; 0 prefers short ones, 1 compares means. With one beam the first answer is greedy.
+    the power ``length_penalty``; 0 prefers short ones, 1 compares means.
     Source: Wu et al., "Google's Neural Machine Translation System", arXiv 1609.08144, with a plain power of length.
 
     Args:

@@ -19,6 +19,9 @@ from kingpost.net import Net, Size, image_facts
 from kingpost.option import checked
 from kingpost.source import DataFacts, Form
 
+Halving = Pool | Literal["stride"]
+Head = Literal["mean", "flat"]
+
 
 class CNNNet(nn.Module):
     """Stages of (3x3 convolution, norm, activation, 2x2 pooling), mean over the grid, one linear layer.
@@ -35,10 +38,14 @@ class CNNNet(nn.Module):
         norm: after each convolution; ``group`` has groups of at least 8 channels.
         activation: after each norm.
         convolutions: in each stage.
-        pool: how a stage halves the grid; an odd row or column is dropped.
+        pool: how a stage halves the grid; an odd row or column is dropped. With ``stride`` nothing is pooled: the
+            stage's last convolution takes every other pixel, and an odd row or column counts as two.
+        grid: (rows, columns) of the input if the linear layer sees every pixel of the last stage; None for their mean.
 
     >>> import torch
     >>> CNNNet(1, [8, 16], 10)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    >>> CNNNet(1, [8, 16], 10, pool="stride", grid=(28, 28))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
 
@@ -50,23 +57,43 @@ class CNNNet(nn.Module):
         norm: Norm = "batch",
         activation: Activation = "relu",
         convolutions: int = 1,
-        pool: Pool = "max",
+        pool: Halving = "max",
+        grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         stages = []
         for inputs, width in itertools.pairwise([channels, *widths]):
+            last = convolutions - 1
             units = [
-                ConvNormActivation(width if index else inputs, width, norm=norm, activation=activation)
+                ConvNormActivation(
+                    width if index else inputs,
+                    width,
+                    stride=2 if pool == "stride" and index == last else 1,
+                    norm=norm,
+                    activation=activation,
+                )
                 for index in range(convolutions)
             ]
-            stages.append(nn.Sequential(*itertools.chain(*units), pooling(pool)))
+            stages.append(nn.Sequential(*itertools.chain(*units), *([] if pool == "stride" else [pooling(pool)])))
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(widths[-1], outputs)
+        self.flat = grid is not None
+        self.head = nn.Linear(widths[-1] * (pixels_left(grid, len(widths), pool) if grid else 1), outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores ``(B, outputs)``."""
-        y: Tensor = self.head(self.stages(x).mean((2, 3)))
+        features = self.stages(x)
+        y: Tensor = self.head(features.flatten(1) if self.flat else features.mean((2, 3)))
         return y
+
+
+def pixels_left(grid: tuple[int, int], stages: int, pool: Halving) -> int:
+    """How many pixels a grid has after so many stages.
+
+    >>> pixels_left((28, 28), 3, "max"), pixels_left((28, 28), 3, "stride")
+    (9, 16)
+    """
+    rows, columns = ((side - 1 >> stages) + 1 if pool == "stride" else side >> stages for side in grid)
+    return rows * columns
 
 
 @checked
@@ -83,12 +110,14 @@ class CNN(Net):
     """Channels of each stage, instead of depth and width."""
     convolutions: Annotated[int, Ge(1)] = 1
     """3x3 convolutions in each stage."""
-    pool: Pool = "max"
-    """How a stage halves the grid."""
+    pool: Halving = "max"
+    """How a stage halves the grid; ``stride`` lets its last convolution do it, at about a quarter of the work."""
     norm: Norm = "batch"
     """After each convolution; layer and RMS norm work on each pixel by itself."""
     activation: Activation = "relu"
     """After each norm."""
+    head: Head = "mean"
+    """What the linear layer sees: the mean of each channel, or ``flat``, each pixel that the last stage leaves."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "multi-label")
     reads: ClassVar[tuple[Form, ...]] = ("image",)
@@ -133,4 +162,6 @@ class CNN(Net):
                 path="depth" if self.widths is None else "widths",
                 mend=f"use at most {min(shape[1:]).bit_length() - 1} stages",
             )
-        return CNNNet(shape[0], widths, outputs, self.norm, self.activation, self.convolutions, self.pool)
+        grid = (shape[1], shape[2]) if self.head == "flat" else None
+        units = (self.norm, self.activation, self.convolutions, self.pool)
+        return CNNNet(shape[0], widths, outputs, *units, grid)

@@ -7,6 +7,7 @@ tensor, ``F`` features, ``H`` hidden units, ``D`` numbers of the small net.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -27,9 +28,10 @@ from kingpost.train.optimise.rule import Group, OptimizerOption, Rule, decay
 MEMORIES = (0.5, 0.9, 0.99)  # of the momenta; the second is Adam's
 SQUARE_MEMORY, EPS = 0.999, 1e-8
 TIMES = (3, 10, 30, 100, 300, 1000, 3000, 10000)  # steps
-FEATURES = 2 * len(MEMORIES) + 4 + len(TIMES)
+FEATURES = 2 * len(MEMORIES) + 6 + len(TIMES)
 HIDDEN = 8
 BASE_RATE = 1e-3
+SMALL = 1e-3  # biases start at zero, and weights do not differ below this
 FORMAT = 1
 BUNDLED = Path(__file__).with_name("learned.safetensors")
 
@@ -78,7 +80,8 @@ def features(p: Tensor, g: Tensor, momenta: Sequence[Tensor], square: Tensor, st
     """What the small net sees of each weight, ``(..., n, F)``, and Adam's direction, ``(..., n)``.
 
     The features are the weight, the gradient and the momenta (each over its root mean square in the tensor); gradient
-    and momenta over the root of the second moment; the logarithm of that root, less its mean; and the time.
+    and momenta over the root of the second moment; the logarithm of that root, less its mean; how large the tensor is,
+    and how large its weights are; and the time.
 
     Args:
         p: weights, ``(..., n)``.
@@ -92,7 +95,9 @@ def features(p: Tensor, g: Tensor, momenta: Sequence[Tensor], square: Tensor, st
     ratios = [x / root for x in (g, *means)]
     log = root.log()
     by_size = [x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-20) for x in (p, g, *means)]
-    seen = [*by_size, *(ratio.clamp(-10, 10) for ratio in ratios), (log - log.mean(-1, keepdim=True)) / 4]
+    rms = (p.square().mean(-1, keepdim=True) + SMALL**2).sqrt()
+    of_tensor = [torch.full_like(p, math.log(p.shape[-1]) / 8), (rms.log() / 2 + 1).expand_as(p)]
+    seen = [*by_size, *(ratio.clamp(-10, 10) for ratio in ratios), (log - log.mean(-1, keepdim=True)) / 4, *of_tensor]
     clock = torch.tensor([step / time - 1 for time in TIMES], dtype=p.dtype, device=p.device).tanh()
     stacked = torch.stack(seen, -1)
     return torch.cat([stacked, clock.expand(*stacked.shape[:-1], -1)], -1), ratios[1 + MEMORIES.index(0.9)]
@@ -171,7 +176,7 @@ class Learned(OptimizerOption):
     it is Adam at 0.001. ``kingpost learn-optimizer`` trains one; without a file, the one that comes with kingpost.
     Helps where there is no time to tune a rate, on tasks like those that it has seen: small nets on small data.
     Fails on what is far from them (long runs, large nets), and costs several times Adam's time and memory: four numbers
-    a weight are kept, and eighteen are computed. Measured: benchmarks/results/learned-optimizer.md.
+    a weight are kept, and twenty are computed. Measured: benchmarks/results/learned-optimizer.md.
     Source: Metz et al., arXiv 2009.11243 and arXiv 2203.11860; the step around Adam's from Harrison, Metz and
     Sohl-Dickstein, arXiv 2209.11208.
     """

@@ -98,11 +98,15 @@ def draw_task(*seed: int | str) -> Task:
     rows = rows[torch.randperm(len(rows), generator=generator)[: max(40, pick(len(rows) // 3, len(rows)))]]
     columns = torch.randperm(x.shape[1], generator=generator)[: pick(x.shape[1] // 2, x.shape[1])]
     names = torch.full((classes,), -1).scatter(0, chosen, torch.arange(len(chosen)))
-    hidden = [round(between(8, 32)) for _ in range(pick(1, 2))]
+    x = x[rows][:, columns]
+    if pick(0, 1):  # as in pictures and text: many inputs that hang together
+        wide = round(between(64, 800))
+        x = x @ (torch.randn(x.shape[1], wide, generator=generator) * x.shape[1] ** -0.5)
+    hidden = [round(between(8, 64)) for _ in range(pick(1, 2))]
     return Task(
-        x=x[rows][:, columns] * between(0.3, 1.5),
+        x=x * between(0.3, 1.5),
         y=names[y[rows]],
-        widths=(len(columns), *hidden, len(chosen)),
+        widths=(x.shape[1], *hidden, len(chosen)),
         activation=pick(0, len(ACTIVATIONS) - 1),
         batch=round(between(16, 64)),
         steps=round(between(50, 400)),
