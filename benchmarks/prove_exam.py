@@ -293,7 +293,7 @@ def cost(trials: int) -> dict[str, Any]:
     for smallest in (0.25, 0.5, 1.0):
         fixed = fixed_pairs(smallest)
         price = Test(smallest_effect=smallest, max_pairs=fixed).price
-        test = Test(smallest_effect=smallest, max_pairs=math.ceil(fixed * price * 1.03))
+        test = Test(smallest_effect=smallest, max_pairs=math.ceil(fixed * price * 1.06))
         rows = {}
         for effect in (0.0, *PLANTED):
             said = gate(test, rng.normal(size=(trials, test.max_pairs)) + effect)
@@ -708,7 +708,7 @@ def main() -> None:
         trials, start = (1000, time.time()) if args.quick else (10_000, time.time())
         results = {}
         for name, part in {
-            "A/A": lambda: same_arms(trials),
+            "A/A": lambda: same_arms(4 * trials),
             "power": lambda: power_curves(10 * trials),
             "cost": lambda: cost(trials),
             "coverage": lambda: coverage(trials),

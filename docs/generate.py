@@ -1,8 +1,8 @@
 """Write the pages that are made from the code: ``python docs/generate.py``; with ``--check``, only compare.
 
-Whole pages: techniques.md, cli.md, nets.md, results.md, references.md, parity.md, contracts.md. Parts between markers:
-the tables in recipes.md and data.md, and benchmark results wherever a page has markers for them. parity.md and
-contracts.md come from runs of their suites, which take minutes; ``--check`` and ``--quick`` leave them out.
+Whole pages: techniques.md, cli.md, nets.md, results.md, references.md, studies.md, parity.md, contracts.md.
+Parts between markers: the tables in recipes.md and data.md, and benchmark results wherever a page has markers for them.
+parity.md and contracts.md come from runs of their suites, which take minutes; ``--check`` and ``--quick`` leave them out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, get_args
 import torch
 from net_pages import nets_page, parity_page, results_page
 from reference_page import references_page
+from studies_page import studies_page, study_pages
 
 import kingpost
 from kingpost import catalogue
@@ -287,6 +288,8 @@ def cli_page() -> str:
         lines += [f"## {name}\n", text + "\n"]
         if rows:
             lines.append(table(("argument", "meaning"), rows))
+        if command.exit_codes:
+            lines.append("```text\n" + re.sub(r"(?m)^  ", "", command.exit_codes) + "\n```\n")
         lines.append("```console\n" + "\n".join(f"$ {example}" for example in command.examples) + "\n```\n")
     return "\n".join(lines)
 
@@ -396,9 +399,11 @@ def pages() -> dict[Path, str]:
         DOCS / "nets.md": NOTE + nets_page(),
         DOCS / "results.md": NOTE + results_page(),
         DOCS / "references.md": NOTE + references_page(),
+        DOCS / "studies.md": NOTE + studies_page(),
         DOCS / "recipes.md": with_parts(DOCS / "recipes.md", {"keys": recipe_keys()}),
         DOCS / "data.md": with_parts(DOCS / "data.md", sources),
         **measured(),
+        **study_pages(),
     }
 
 

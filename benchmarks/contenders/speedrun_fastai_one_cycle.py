@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fastai.callback.schedule  # noqa: F401  # gives Learner its fit_one_cycle(), as fastai.vision.all would
+
 from contenders.speedrun_common import LEARNING_RATE, Clock, Job, Samples, main
 from contenders.speedrun_fastai import Judge, learner_for
 

@@ -65,6 +65,7 @@ WHERE = {
     "compound": "kingpost.build.sizing",
     "remove_gates": "kingpost.train.regularise.remove_gates",
     "prove": "kingpost.verbs",
+    "tune": "kingpost.verbs",
     "Ledger": "kingpost.ledger",
     "Verdict": "kingpost.verdict",
 }
@@ -144,4 +145,5 @@ if TYPE_CHECKING:
     from kingpost.verbs import prove as prove
     from kingpost.verbs import resume as resume
     from kingpost.verbs import train as train
+    from kingpost.verbs import tune as tune
     from kingpost.verdict import Verdict as Verdict

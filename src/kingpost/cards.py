@@ -10,9 +10,10 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -106,7 +107,8 @@ class Card:
         resumes, exports: what the contract suite says of restarts and of ``torch.export``.
         fields: what can be set.
         cost: as measured; None if it was not.
-        effect: what it does to the score; "unproven" as long as no comparison has been made.
+        effect: what it does to the score in the project's studies: helps, neutral, harms or unproven, on which data
+            and net; "unproven" as long as no study has compared it.
     """
 
     name: str
@@ -203,6 +205,7 @@ def card(name: str) -> Card:
         exports=_exports(kind, cls, exceptions),
         fields=tuple(_fields(cls)),
         cost=costs().get(f"{kind}/{name}"),
+        effect=effect_of(verdicts().get(f"{kind}/{name}", ())),
     )
 
 
@@ -373,3 +376,39 @@ def costs() -> Mapping[str, Cost]:
     rows: Mapping[str, Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["measured"]
     known = [field.name for field in dataclasses.fields(Cost)]
     return {key: Cost(**{name: row[name] for name in known}) for key, row in rows.items()}
+
+
+def effect_of(found: Sequence[Mapping[str, Any]]) -> str:
+    """What studies say of a technique, one part for each arm.
+
+    >>> effect_of([])
+    'unproven'
+    >>> effect_of([{"word": "helps", "metric": "accuracy", "difference": 0.021, "lower": 0.012, "upper": 0.03,
+    ...     "smallest_effect": 0.01, "pairs": 5, "on": "digits, mlp", "trial": "trial", "study": "he-init",
+    ...     "mode": "quick", "date": "2030-01-01"}])
+    'helps: accuracy +0.021 [+0.012, +0.030], n = 5 pairs, digits, mlp (quick study he-init, 2030-01-01)'
+    """
+    return "; ".join(map(_effect, found)) or UNPROVEN
+
+
+def _effect(found: Mapping[str, Any]) -> str:
+    digits = max(0, 1 - math.floor(math.log10(found["smallest_effect"])))
+    values = [found[key] for key in ("difference", "lower", "upper")]
+    middle, low, high = (None if value is None else f"{value:+.{digits}f}" for value in values)
+    seen = f"{found['metric']} {middle}" if middle else "no pair of runs finished"
+    seen += f" [{low}, {high}]" if low and high else ""
+    trial = "" if found["trial"] == "trial" else f", {found['trial']}"
+    study = f"{'quick ' * (found['mode'] == 'quick')}study {found['study']}{trial}"
+    return f"{found['word']}: {seen}, n = {found['pairs']} pairs, {found['on']} ({study}, {found['date']})"
+
+
+@functools.cache
+def verdicts() -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """What the studies found, by ``kind/name``; empty where their results are not at hand."""
+    package = Path(__file__).resolve().parent  # as for the costs
+    places = (package / "study_verdicts.json", package.parents[1] / "studies" / "verdicts.json")
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return {}
+    found: Mapping[str, Sequence[Mapping[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))["verdicts"]
+    return found

@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 from kingpost.cli_command import Command
 from kingpost.cli_prove import COMMANDS as PROVE_COMMANDS
+from kingpost.cli_study import COMMANDS as STUDY_COMMANDS
+from kingpost.cli_tune import COMMANDS as TUNE_COMMANDS
 from kingpost.errors import KingpostError, NonFiniteError, RecipeError, TrainingError, nearest
 
 EXIT_CODES = """exit codes:
@@ -509,6 +511,8 @@ COMMANDS: dict[str, Command] = {
         "write a run's report.html again", _report, [RUN, JSON], ["kingpost report digits"]
     ),
     **PROVE_COMMANDS,
+    **TUNE_COMMANDS,
+    **STUDY_COMMANDS,
     "schema": Command(
         "print the JSON schema of recipes, by which editors complete and check them",
         _schema,
@@ -560,7 +564,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         words = [words[0], *COMMANDS[words[0]].words(words[1:])]
     args, unknown = parser.parse_known_args(words)
     if hasattr(args, "changes"):  # overrides may also stand after options
-        args.changes += [word for word in unknown if not word.startswith("-")]
+        args.changes = [*args.changes, *(word for word in unknown if not word.startswith("-"))]
         unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         options = [flag for flags, _ in COMMANDS[args.command].arguments for flag in flags if flag.startswith("--")]

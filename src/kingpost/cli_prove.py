@@ -255,10 +255,10 @@ COMMANDS: dict[str, Command] = {
             JSON,
         ],
         [
-            "kingpost prove digits --arm wide model.width=96 --time 3m",
-            "kingpost prove digits budget.epochs=5 --without each --max-pairs 8",
-            "kingpost prove digits --arm clip techniques+=clip --arm sgd optimizer=sgd --retune optimizer.lr --dry-run",
-            "kingpost prove --resume digits-wide",
+            "kingpost prove digits techniques=[] budget.epochs=2 model.width=8 --arm wider model.width=64 --time 3m",
+            "kingpost prove --resume digits-wider",
+            "kingpost prove digits --without each --retune optimizer.lr --time 1h --dry-run",
+            "kingpost prove digits --arm w model.width=96 --arm clip techniques+=clip --factorial w clip --dry-run",
         ],
         words=gathered,
         exit_codes=EXIT_CODES,
@@ -269,7 +269,7 @@ COMMANDS: dict[str, Command] = {
         [
             (("what",), {"nargs": "?", "choices": ["list", "verify"], "default": "list", "help": "default: list"}),
             (("--trial",), {"metavar": "NAME", "help": "only the rows of this trial"}),
-            (("--kind",), {"choices": ["declared", "retuned", "run", "look", "verdict", "mended"],
+            (("--kind",), {"choices": ["declared", "retuned", "run", "look", "verdict", "tuning", "mended"],
                            "help": "only rows of this kind"}),
             (("--decision",), {"choices": DECISIONS, "help": "only those that say so"}),
             (("--since",), {"metavar": "DATE", "help": "only rows from this day on (UTC), such as 2030-12-31"}),

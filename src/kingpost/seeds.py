@@ -64,6 +64,11 @@ class DrawsByShape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.storages: list[torch.UntypedStorage] = []  # held, or another tensor could come to lie in the same place
         torch.default_generator.manual_seed(derive(*parts))  # for what draws without an operation of torch's
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """What draws starting weights is not compiled; without this, torch would import its compiler: seconds."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -6,12 +6,14 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 from kingpost.errors import MissingExtraError, RecipeError, RunError
 from kingpost.patch import Patch
 from kingpost.prove import trial
+from kingpost.prove import tune as search
 from kingpost.prove.declaration import Declaration
+from kingpost.prove.tuning import Tuning
 from kingpost.recipe import Recipe
 from kingpost.run import RUNS, Run
 from kingpost.train import parallel
@@ -126,3 +128,27 @@ def _trial_reported(verdicts: Verdicts) -> Verdicts:
 
 prove = _with_page(trial.prove)
 resume_trial = _with_page(trial.resume)
+
+
+def _tuning_reported(found: Tuning) -> Tuning:
+    from kingpost.report.tuning_page import tuning_page
+
+    folder, proof = Path(found.folder), ""
+    if found.verdict is not None:
+        trial_folder = folder / "proof" / found.verdict.trial
+        verdicts = _trial_reported(Verdicts.open(trial_folder))
+        proof = f"proof/{found.verdict.trial}/report.html"
+        found = dataclasses.replace(found, verdict=verdicts.arms[0])
+    try:
+        page = str(tuning_page(folder, found.to_value(), found.headline(), proof))
+    except MissingExtraError as error:
+        page = f"none: {error}"
+    found = dataclasses.replace(found, report=page)
+    found.save_to(folder)
+    return found
+
+
+@functools.wraps(search.tune)
+def tune(*args: Any, **kwargs: Any) -> Tuning:
+    """Search, prove the winner, and write the pages of both; see :func:`kingpost.prove.tune.tune`."""
+    return _tuning_reported(search.tune(*args, **kwargs))

@@ -125,7 +125,8 @@ class Verdict:
     def from_value(cls, value: Mapping[str, Any]) -> Verdict:
         """A verdict from the values that :meth:`to_value` gives."""
         pairs = tuple(Pair(p["seed"], p["baseline"], p["arm"]) for p in value["pairs"])
-        ends = {key: _end(value[key], sign) for key, sign in (("lower", -1), ("upper", 1))}
+        odd = {"lower": -math.inf, "upper": math.inf, "difference": math.nan}
+        ends = {key: other if value[key] is None else value[key] for key, other in odd.items()}
         costs = {name: Cost(**cost) for name, cost in value["costs"].items()}
         lists = {key: tuple(value[key]) for key in ("looks", "notes")}
         rest = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
@@ -203,7 +204,8 @@ class Verdict:
 
     def _signed(self, value: float) -> str:
         digits = max(0, 1 - math.floor(math.log10(self.smallest_effect)))
-        return f"{value:+.{digits}f}" if math.isfinite(value) else "+failed" if value > 0 else "-failed"
+        names = {math.inf: "+failed", -math.inf: "-failed"}
+        return f"{value:+.{digits}f}" if math.isfinite(value) else names.get(value, "none")
 
 
 @dataclass(frozen=True)
@@ -297,10 +299,6 @@ def _bytes(mebibytes: float | None) -> float | None:
 
 def _value(value: float | None) -> str:
     return "failed" if value is None else f"{value:.4g}"
-
-
-def _end(value: float | None, sign: int) -> float:
-    return sign * math.inf if value is None else value
 
 
 def _finite(value: Any) -> Any:

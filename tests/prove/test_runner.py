@@ -132,10 +132,10 @@ def test_a_trial_that_is_asked_to_stop_saves_and_goes_on(whole, long_recipe, tmp
 
 def test_a_run_that_diverges_is_an_outcome_and_stays_one(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    verdicts = kp.prove(tiny, {"wild": "optimizer={name: sgd, lr: 1.0e+38}"}, **SMALL)
+    verdicts = kp.prove(tiny, {"wild": "optimizer={name: sgd, lr: 1.0e+38}"}, **SMALL | {"max_pairs": 12})
     verdict = verdicts["wild"]
-    assert [pair.arm for pair in verdict.pairs] == [None] * 3 and verdict.decision != "helps"
-    assert verdict.costs["arm"].failed == 3 and "NonFiniteError" in verdict.notes[-1]
+    assert verdict.decision == "hurts" and {pair.arm for pair in verdict.pairs} == {None}
+    assert verdict.costs["arm"].failed == len(verdict.pairs) and "NonFiniteError" in verdict.notes[-1]
     assert {e.body["status"] for e in Ledger().entries(kind="run") if e.body["arm"] == "wild"} == {"failed"}
 
 
@@ -154,25 +154,28 @@ class Net(nn.Linear):
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_tried_again_and_then_a_failed_outcome(tiny, tmp_path, monkeypatch):
     (tmp_path / "sudden_net.py").write_text(SUDDEN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     recipe = tiny.with_(model={"name": "sudden_net:Net"})
-    kp.prove(recipe, {"sudden": "model.sudden=true"}, **SMALL, seconds=0.001, name="t")  # declares, and runs nothing
+    kp.prove(
+        recipe, {"sudden": "model.sudden=true"}, **SMALL | {"max_pairs": 12}, seconds=0.001, name="t"
+    )  # declares, and runs nothing
     (tmp_path / "now").touch()
     verdict = resume("trials/t", workers=2, quiet=True)["sudden"]
-    assert [pair.arm for pair in verdict.pairs] == [None] * 3 and all(
-        pair.baseline is not None for pair in verdict.pairs
-    )
+    assert {pair.arm for pair in verdict.pairs} == {None}
+    assert all(pair.baseline is not None for pair in verdict.pairs)
     assert "ended by signal 9" in verdict.notes[-1]
 
 
+@pytest.mark.slow
 def test_what_is_not_the_arms_fault_is_no_outcome(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = "".join(f"{k % 7},{k % 5},{k % 2}\n" for k in range(200))
     (tmp_path / "table.csv").write_text("a,b,y\n" + rows)
-    data = {"name": "csv", "path": "table.csv", "target": "y", "validation": 0.2, "test": 0.2}
+    data = {"name": "table", "train": "table.csv", "target": "y"}
     recipe = tiny.with_(data=data)
     kp.prove(recipe, {"fast": ARMS["fast"]}, **SMALL, seconds=0.001, name="t")
     (tmp_path / "table.csv").rename(tmp_path / "away.csv")
@@ -182,6 +185,7 @@ def test_what_is_not_the_arms_fault_is_no_outcome(tiny, tmp_path, monkeypatch):
     assert len(resume("trials/t", workers=2, quiet=True)["fast"].pairs) == 3
 
 
+@pytest.mark.slow
 def test_the_small_search_gives_every_arm_its_own_value_on_other_seeds(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tiny.with_(budget={"steps": 30})
@@ -200,6 +204,7 @@ def test_the_small_search_gives_every_arm_its_own_value_on_other_seeds(tiny, tmp
     assert used == {1_000_000, 1_000_001} and {pair.seed for pair in verdict.pairs} == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_time_is_kept_and_the_rest_comes_later(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started = time.monotonic()
@@ -209,6 +214,7 @@ def test_time_is_kept_and_the_rest_comes_later(tiny, tmp_path, monkeypatch):
     assert resume("trials/t", workers=2, quiet=True)["fast"].final
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_work_on_one_trial(tiny, tmp_path, monkeypatch):
     from filelock import FileLock
 

@@ -160,8 +160,8 @@ def test_factorial_contrasts_are_orthogonal():
 def known(samples=1000, batch=100, flops=5.0, step_seconds=0.1):
     return Survey(
         parameters=1, flops_per_step=flops, memory_bytes=1, samples=samples, steps_per_epoch=math.ceil(samples / batch),
-        total_steps=1, step_seconds=step_seconds, metric="accuracy", higher_is_better=True, columns=(), chance_loss=None,
-        validation="",
+        total_steps=1, step_seconds=step_seconds, metric="accuracy", higher_is_better=True, columns=(),
+        chance_loss=None, validation="",
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,9 @@ class Record:
         figures = {key: item for key, item in outcome.items() if key != "curve"}
         says = f"{job['id'].replace('.', ' ')}: {self.declaration.metric} {said}"
         self.write("run", job["id"], says, {"arm": job["arm"], "seed": job["seed"], **figures})
+
+    def drop_unfinished(self) -> None:
+        """Remove what is left of runs that were under way when the decision fell."""
+        for path in self.folder.glob("runs/*/**/seed-*"):
+            if path.is_dir() and not (path / OUTCOME).is_file():
+                shutil.rmtree(path)

@@ -94,6 +94,12 @@ class Local(Runner):
                     found.append((job, _as_failed(job, outcome["message"])))
         return found
 
+    def end(self, job: Job) -> None:
+        """Let a run that is under way save and end; :meth:`wait` then gives it as stopped, unless it was quicker."""
+        for number, mine in self.jobs.items():
+            if mine["id"] == job["id"]:
+                self._say(number, "end")
+
     def close(self, saving: bool) -> None:
         """Ask for an end, then insist."""
         for number, process in enumerate(self.processes):

@@ -190,6 +190,8 @@ def _go_on(
             with closing(runner) as judged:
                 deadline = None if seconds is None else started + seconds
                 judged.append(Session(record, runner, display, request, deadline, calls).run())
+        if all(verdict.final for verdict in judged[0]):
+            record.drop_unfinished()
         judged[0].save_to(folder)
         return judged[0]
 

@@ -1,13 +1,15 @@
 """A worker: does one run after another, each in a process of its own that starts with everything imported.
 
-``python -m kingpost.prove.worker NUMBER THREADS [CORE ...]`` reads ``run FILE`` (a job) or ``stop`` on standard input
-and answers ``done FILE`` on standard output; what came of the job stands in ``FILE.done``. When its standard input
-closes, because whoever started it is gone, it ends itself and its run at once.
+``python -m kingpost.prove.worker NUMBER THREADS [CORE ...]`` reads ``run FILE`` (a job), ``end`` (let the run save and
+end, and wait for the next job) or ``stop`` on standard input and answers ``done FILE`` on standard output; what came of
+the job stands in ``FILE.done``. When its standard input closes, because whoever started it is gone, it ends itself and
+its run at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -29,6 +31,7 @@ OUTCOME = "outcome.json"
 NOT_THE_ARMS_FAULT = (OSError, DataError, RunError, RecipeError, ImportError, MemoryError)
 LARGE = ("weights", "checkpoints", "judged.safetensors", "splits.safetensors", "answers.json")
 POLL_SECONDS = 0.05
+END = "end\n"
 
 
 def execute(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +127,22 @@ def _do(path: Path) -> None:
     job = json.loads(path.read_text(encoding="utf-8"))
     if job["cwd"] not in sys.path:  # as the command line does, so that `model: my_module:Net` is found
         sys.path.insert(0, job["cwd"])
-    write_json(path.with_suffix(".done"), execute(job))
+    before = set(sys.modules)
+    outcome = execute(job)
+    write_json(path.with_suffix(".modules"), sorted(set(sys.modules) - before))
+    write_json(path.with_suffix(".done"), outcome)
+
+
+def _import_for_the_next(path: Path) -> None:
+    """Import here what a run has imported by itself, so that the next one need not; this takes seconds each time."""
+    found = path.with_suffix(".modules")
+    if not found.is_file():
+        return
+    for name in json.loads(found.read_text(encoding="utf-8")):
+        if not name.startswith("_") and name not in sys.modules:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+    found.unlink()
 
 
 def _die_with(read: int) -> None:
@@ -167,7 +185,7 @@ def _begin(path: Path) -> tuple[int, int]:
 
 
 def _alone(pid: int, path: Path) -> bool:
-    """Wait for a run; False if our starter is gone or wants us to stop, and the run has then been ended."""
+    """Wait for a run, or end it if it is not wanted; False if our starter is gone or wants us to stop."""
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -180,7 +198,9 @@ def _alone(pid: int, path: Path) -> bool:
             wish = sys.stdin.readline()
             os.kill(pid, signal.SIGTERM if wish else signal.SIGKILL)
             os.waitpid(pid, 0)
-            return False
+            if wish == END and not path.with_suffix(".done").is_file():  # before the run could listen
+                write_json(path.with_suffix(".done"), {"status": "stopped", "message": "ended at once"})
+            return wish == END
 
 
 def main(words: list[str]) -> None:
@@ -198,12 +218,15 @@ def main(words: list[str]) -> None:
     with contextlib.suppress(ImportError):
         pass
     while (line := sys.stdin.readline()) and line != "stop\n":
+        if line == END:  # that run has ended by itself meanwhile
+            continue
         path = Path(line.removeprefix("run ").rstrip("\n"))
         path.with_suffix(".done").unlink(missing_ok=True)
         pid, alive = _begin(path)
         if not _alone(pid, path):
             return None
         os.close(alive)
+        _import_for_the_next(path)
         answers.write(f"done {path}\n")
         answers.flush()
     return None
