@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python benchmarks/speedrun.py                          three rounds of everything, judged on the test part
   python benchmarks/speedrun.py --quick                  one epoch of everything, to see whether it runs
   python benchmarks/speedrun.py --only kingpost-90 lightning --rounds 5
+  python benchmarks/speedrun.py --validation --only kingpost-93 --rounds 1
   python benchmarks/speedrun.py --ladder                 what each step of the recipe brings, on a validation part
 """
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("set KINGPOST_DATA to the folder that holds fashion_mnist/", file=sys.stderr)
         return 2
     entries = chosen(options)
-    stem = "speedrun-ladder" if options.ladder else "speedrun"
+    stem = "speedrun" + ("-ladder" if options.ladder else "-validation" if options.validation else "")
     partial = options.results / f"{stem}.partial.json"
     found = resumed(partial, options)
     try:
@@ -137,7 +138,7 @@ def environment(folder: str, options: argparse.Namespace) -> dict[str, str]:
 def conditions(options: argparse.Namespace) -> Row:
     """What must be the same for measurements to stand in one table."""
     return {
-        "judge_on": "validation" if options.ladder else "test",
+        "judge_on": "validation" if options.ladder or options.validation else "test",
         "threads": options.threads,
         "device": options.device,
         "seed": options.seed,
@@ -182,6 +183,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--only", nargs="+", metavar="PROGRAM", help="only these")
     add("--quick", action="store_true", help="one epoch of each program, to see whether it runs; writes nothing")
     add("--ladder", action="store_true", help="what each step of the recipe brings, on a validation part")
+    add("--validation", action="store_true", help="train on 50,000, judge on the other 10,000: to choose by")
     add("--peers", type=_folder, default=peers.DEFAULT_FOLDER, help="their environment (default: .peers-venv here)")
     add("--setup-peers", action="store_true", help="make that environment, and do nothing else")
     add("--results", type=_folder, default=HERE / "results", help="folder for speedrun.json and speedrun.md")

@@ -55,10 +55,10 @@ def default(name: str, epochs: int = PEER_EPOCHS) -> Entry:
 
 # Lengths and widths were chosen on a validation split; docs/speedrun.md says how.
 ENTRIES = (
-    of_target(0.90, "budget.steps=400"),
-    of_target(0.91, "budget.steps=750"),
-    of_target(0.92, "budget.epochs=3"),
-    of_target(0.93, "budget.epochs=8", wide(32, 64, 128)),
+    of_target(0.90, "budget.epochs=1", wide(24, 48, 96)),
+    of_target(0.91, "budget.steps=800", wide(24, 48, 96)),
+    of_target(0.92, "budget.epochs=4"),
+    of_target(0.93, "budget.epochs=10", "techniques+=flip", wide(48, 96, 192)),
     default("lightning"),
     default("keras"),
     default("fastai"),
@@ -78,7 +78,7 @@ PLAIN: tuple[Change, ...] = (
 )
 
 RISE_AND_FALL: Change = {"schedule": {"name": "polynomial", "warmup": 0.2}}
-STRIDED: Change = {"model": {"name": "cnn", "widths": [24, 48, 96], "pool": "stride", "head": "flat"}}
+STRIDED: Change = {"model": {"name": "cnn", "widths": [32, 64, 128], "pool": "stride", "head": "flat"}}
 MUON: Change = {"optimizer": {"name": "muon", "lr": 0.1, "adamw_lr": 0.012}}
 SMOOTHING: Change = {"techniques": ["channels-last", {"name": "label-smoothing", "strength": 0.1}]}
 
@@ -86,7 +86,7 @@ SMOOTHING: Change = {"techniques": ["channels-last", {"name": "label-smoothing",
 RUNGS: tuple[tuple[str, tuple[Change, ...]], ...] = (
     ("default program: two convolutions, Adam 1e-3, constant rate", PLAIN),
     ("rate 4e-3, rising for a fifth, then falling to zero", ("optimizer.lr=0.004", RISE_AND_FALL)),
-    ("three strided convolutions with batch norm, 24-48-96", (STRIDED,)),
+    ("three strided convolutions with batch norm, 32-64-128", (STRIDED,)),
     ("channels last in memory", ({"techniques": ["channels-last"]},)),
     ("Muon for the kernels", (MUON,)),
     ("label smoothing 0.1: the recipe", (SMOOTHING,)),

@@ -10,13 +10,17 @@ from speedrun_plan import LADDER_EPOCHS, RUNGS, TARGETS
 
 Row = dict[str, Any]
 OURS = "kingpost"
+SAMPLES = {
+    "test": "All train on the same 60,000 images and are judged on the 10,000 of the test part.",
+    "validation": "All train on the same 50,000 images and are judged on the other 10,000 of the training part.",
+}
 
 
 def markdown(results: Row) -> str:
     """The whole report as Markdown."""
     lines = ["# Speed run on Fashion-MNIST", "", *_facts(results)]
     for target in TARGETS:
-        lines += ["", f"## {target:.0%} test accuracy", "", *target_table(results, target)]
+        lines += ["", f"## {target:.0%} {results['judge_on']} accuracy", "", *target_table(results, target)]
     notes = {m["entry"].split("-9")[0]: m["note"] for m in results["measurements"] if m["status"] == "ok"}
     lines += ["", "How each program was run:", "", *(f"- **{name}**: {note}." for name, note in notes.items())]
     return "\n".join(lines) + "\n"
@@ -111,8 +115,8 @@ def _facts(results: Row) -> list[str]:
         "",
         "The clock runs from the call of the library's training function, with the standardised images in memory, to "
         "the end of the optimizer step after which the model is judged. All that the library does in between counts "
-        "(setting up, logs, checkpoints); judging does not, nor do imports. All train on the same 60,000 images and "
-        "are judged on the 10,000 of the test part. The default programs are judged after each epoch, and the first "
+        f"(setting up, logs, checkpoints); judging does not, nor do imports. {SAMPLES[results['judge_on']]} "
+        "The default programs are judged after each epoch, and the first "
         "one above the target counts; a seed's lucky epoch is theirs. kingpost's recipe has a length of its own for "
         "each target, chosen on a validation part, and is judged once, at its end; there the mean over the seeds must "
         f"reach the target. Rounds: {results['rounds']}, each with another seed and in another order. Where cpu s is "

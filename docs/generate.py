@@ -2,7 +2,8 @@
 
 Whole pages: techniques.md, cli.md, nets.md, results.md, references.md, studies.md, parity.md, contracts.md.
 Parts between markers: the tables in recipes.md and data.md, and benchmark results wherever a page has markers for them.
-parity.md and contracts.md come from runs of their suites, which take minutes; ``--check`` and ``--quick`` leave them out.
+What studies found goes into their own folders. parity.md and contracts.md come from runs of their suites, which take
+minutes; ``--check`` and ``--quick`` leave them out.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Any, get_args
 import torch
 from net_pages import nets_page, parity_page, results_page
 from reference_page import references_page
-from studies_page import studies_page, study_pages
+from studies_page import STUDIES, studies_page, study_pages
 
 import kingpost
-from kingpost import catalogue
+from kingpost import cards, catalogue
 from kingpost.assembly import Slot
 from kingpost.cards import card
 from kingpost.cli import COMMANDS, EXIT_CODES
@@ -392,6 +393,9 @@ def measured() -> dict[Path, str]:
 
 def pages() -> dict[Path, str]:
     """All pages but the contracts, as they should be."""
+    of_studies = study_pages()
+    known = json.loads(of_studies[STUDIES / "verdicts.json"])["verdicts"]
+    cards.verdicts = lambda: known  # as they will be, rather than as the file still has them
     sources = {name: source_fields(name) for name in catalogue.CATALOGUE["data"]}
     return {
         DOCS / "techniques.md": NOTE + technique_page(),
@@ -403,7 +407,7 @@ def pages() -> dict[Path, str]:
         DOCS / "recipes.md": with_parts(DOCS / "recipes.md", {"keys": recipe_keys()}),
         DOCS / "data.md": with_parts(DOCS / "data.md", sources),
         **measured(),
-        **study_pages(),
+        **of_studies,
     }
 
 

@@ -18,6 +18,35 @@ STUDIES = Path(__file__).resolve().parents[1] / "studies"
 ORDER = ("borne out", "borne out in part", "contradicted", "not decided", "no claim", "not run")
 JSON_NOTE = "Generated from results.json of the studies: do not edit. Write it again: python docs/generate.py --quick"
 
+OWN = """## Write your own
+
+A study is a folder below `studies/` with a file `study.yaml`:
+
+```yaml
+question: Does label smoothing help my net?
+claim: Softened targets generalise better.
+source: a colleague
+on: digits, a CNN of two stages
+cards: {technique/label-smoothing: smoothing}
+base: digits                          # a bundled recipe's name, or a whole recipe
+changes: {budget.epochs: 10}          # a patch of it, which all arms share
+metric: accuracy
+smallest_effect: 0.005
+retune: [optimizer.lr]
+arms: {smoothing: {techniques: [crop, ema, {name: label-smoothing, strength: 0.1}]}}
+expect: {smoothing: helps}            # what is claimed: helps, neutral, harms, or several
+quick: {changes: {budget.epochs: 3}, max_pairs: 8}
+```
+
+Several `trials:` below it share these keys; each may have others of its own, as may `quick:`. What is no column of a
+run's results is measured by a `function: module:name` of a seed and keyword arguments, which takes the place of `base`;
+`given:` holds the arguments that all arms share. `studies/sources.py` has data with wrong labels, covered or turned
+images and gaps, `studies/measures.py` such functions.
+
+A trial whose declaration was changed is another trial, and runs anew. What is done stays in `studies/NAME/trials/`,
+which is not committed, as is the study's ledger; `results.json` keeps the ledger's hash of each verdict.
+"""
+
 
 def studies_page(folder: Path = STUDIES) -> str:
     """Every study with its outcome, whatever it is; then each with its numbers."""
@@ -45,12 +74,12 @@ def studies_page(folder: Path = STUDIES) -> str:
     lines += [*_scripted(folder), ""]
     for study, results in found:
         lines += _section(study, results, told[study.name][1])
-    return "\n".join(lines)
+    return "\n".join([*lines, OWN])
 
 
 def _told(results: Mapping[str, Any]) -> tuple[str, Conclusion | None]:
     mode = mode_of(results)
-    ended = conclude(results[mode]["rows"]) if mode else None
+    ended = conclude(results[mode]["rows"], results[mode]["to_come"]) if mode else None
     return (ended.outcome, ended) if ended else ("not run", None)
 
 

@@ -1,13 +1,13 @@
-"""Data as studies need it: less of it, spoiled on purpose, or posed as another question. Use from the repository's root.
+"""Data as studies need it: less of it, spoiled on purpose, or posed as another question.
 
-A recipe names them as ``studies.sources:Sampled``; each changes another source.
+A recipe names them as ``studies.sources:Sampled``, from the repository's root; each changes another source.
 Legend of shapes: ``H W`` rows and columns of an image, ``T`` steps of a sequence.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from kingpost.data.tensors import TensorSplit
 from kingpost.errors import DataError
 from kingpost.option import Kind, checked
 from kingpost.source import Dataset, Source, Split, fingerprint
-from kingpost.train.tasks import Classification
 
 Samples = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -155,66 +154,6 @@ class FlatClips(Source):
             whole.facts, inputs=((tuple(made["train"].inputs[0].shape[1:]), torch.float32),), class_counts=()
         )
         return Dataset(facts=facts, splits=made, fingerprint=f"{whole.fingerprint}-flat", indices=whole.indices)
-
-
-@checked
-class Detection(Classification):
-    """Normal or attack: classification, judged by the attacks that are found at a fixed rate of false alarms."""
-
-    normal: str = "normal"
-    """The class that is no attack; all others are."""
-    false_alarms: Annotated[float, Ge(0), Lt(1)] = 0.01
-    """Part of the normal samples that may raise an alarm."""
-
-    def metrics(self, data: Any) -> dict[str, Any]:
-        """Those of classification, and ``detection_rate``."""
-        found = dict(super().metrics(data))
-        return found | {"detection_rate": _detection_rate(data.classes.index(self.normal), self.false_alarms)}
-
-
-def _detection_rate(normal: int, false_alarms: float) -> Any:
-    from torchmetrics import Metric
-    from torchmetrics.utilities import dim_zero_cat
-
-    class DetectionRate(Metric):
-        """The part of attacks whose probability of 'normal' is below that of all but so many normal samples."""
-
-        full_state_update = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.add_state("scores", default=[], dist_reduce_fx="cat")
-            self.add_state("attacks", default=[], dist_reduce_fx="cat")
-
-        def update(self, predictions: Tensor, targets: Tensor) -> None:
-            """Note a batch: probabilities ``(B, C)`` and classes ``(B,)``."""
-            self.scores.append(predictions[:, normal].double())
-            self.attacks.append(targets != normal)
-
-        def compute(self) -> Tensor:
-            """Over all samples."""
-            scores, attacks = dim_zero_cat(self.scores), dim_zero_cat(self.attacks)
-            return detection_rate(scores, attacks, false_alarms)
-
-    return DetectionRate()
-
-
-def detection_rate(scores: Tensor, attacks: Tensor, false_alarms: float) -> Tensor:
-    """Part of attacks that are found when the threshold lets at most so many normal samples raise an alarm.
-
-    Args:
-        scores: how normal each sample looks, ``(N,)``; an alarm is a score below the threshold.
-        attacks: which are attacks, ``(N,)`` bool.
-        false_alarms: part of the normal samples that may raise one.
-
-    >>> float(detection_rate(torch.tensor([0.1, 0.4, 0.9, 0.8, 0.3]), torch.tensor([1, 1, 0, 0, 0]) == 1, 0.34))
-    1.0
-    """
-    normal = scores[~attacks].sort().values
-    if not len(normal) or not attacks.any():
-        raise DataError("the detection rate needs both normal samples and attacks")
-    threshold = normal[int(false_alarms * len(normal))]
-    return (scores[attacks] < threshold).double().mean().float()
 
 
 def held(part: Split) -> TensorSplit:

@@ -384,9 +384,9 @@ def effect_of(found: Sequence[Mapping[str, Any]]) -> str:
     >>> effect_of([])
     'unproven'
     >>> effect_of([{"word": "helps", "metric": "accuracy", "difference": 0.021, "lower": 0.012, "upper": 0.03,
-    ...     "smallest_effect": 0.01, "pairs": 5, "on": "digits, mlp", "trial": "trial", "study": "he-init",
-    ...     "mode": "quick", "date": "2030-01-01"}])
-    'helps: accuracy +0.021 [+0.012, +0.030], n = 5 pairs, digits, mlp (quick study he-init, 2030-01-01)'
+    ...     "smallest_effect": 0.01, "pairs": 5, "on": "digits, mlp", "trial": "a", "arm": "he",
+    ...     "study": "he-init", "mode": "quick", "date": "2030-01-01"}])
+    'helps: accuracy +0.021 [+0.012, +0.030], n = 5 pairs, digits, mlp (quick study he-init, a/he, 2030-01-01)'
     """
     return "; ".join(map(_effect, found)) or UNPROVEN
 
@@ -397,9 +397,10 @@ def _effect(found: Mapping[str, Any]) -> str:
     middle, low, high = (None if value is None else f"{value:+.{digits}f}" for value in values)
     seen = f"{found['metric']} {middle}" if middle else "no pair of runs finished"
     seen += f" [{low}, {high}]" if low and high else ""
-    trial = "" if found["trial"] == "trial" else f", {found['trial']}"
-    study = f"{'quick ' * (found['mode'] == 'quick')}study {found['study']}{trial}"
-    return f"{found['word']}: {seen}, n = {found['pairs']} pairs, {found['on']} ({study}, {found['date']})"
+    arm = found["arm"] if found["trial"] == "trial" else f"{found['trial']}/{found['arm']}"
+    study = f"{'quick ' * (found['mode'] == 'quick')}study {found['study']}, {arm}"
+    where = found["on"].replace(";", ",")  # which stands between effects
+    return f"{found['word']}: {seen}, n = {found['pairs']} pairs, {where} ({study}, {found['date']})"
 
 
 @functools.cache

@@ -39,7 +39,8 @@ def _run(root: Path, names: list[str], args: argparse.Namespace) -> int:
         try:
             found.append(_one(root / name, args))
         except TrialStopped as stopped:
-            print(f"{stopped}", file=sys.stderr)
+            go_on = f"kingpost study {'--all' if args.all else name}{' --quick' * args.quick}"
+            print(f"stopped; what is done stays. Go on with: {go_on}", file=sys.stderr)
             return 128 + stopped.signal
         except KingpostError as error:
             if len(names) == 1:
@@ -87,7 +88,8 @@ def study_files(folder: Path) -> dict[Path, str]:
     if (mode := mode_of(results)) is None:
         return {}
     rows = results[mode]["rows"]
-    page = study_page(results["name"], results["study"], rows, mode, conclude(rows).sentence)
+    told = conclude(rows, results[mode]["to_come"]).sentence
+    page = study_page(results["name"], results["study"], rows, mode, told)
     return {folder / "README.md": page, folder / PLOT: interval_plot(rows)}
 
 
@@ -100,7 +102,7 @@ def _standing(folder: Path) -> dict[str, Any]:
     study, results = Study.open(folder), read_results(folder)
     mode = mode_of(results)
     rows = results[mode]["rows"] if mode else []
-    ended = conclude(rows)
+    ended = conclude(rows, results[mode]["to_come"] if mode else [])
     return {
         "name": study.name,
         "question": study.text.question,

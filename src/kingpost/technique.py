@@ -19,6 +19,8 @@ class Technique(Option):
         after: names of techniques that must be listed earlier, if they are listed at all.
         conflicts: names of techniques that cannot be used together with this one, each with the reason.
         neutral: field values at which the technique changes nothing ("strength zero").
+        space: field -> values that a search tries by default, as ``0.01..0.3:log`` or ``1,2,4``; empty for a range
+            around the present values of the fields of ``neutral``.
         example: field values for the contract suite, where the defaults would not show an effect; None for what needs
             the user's own files, and is tested by itself.
         example_model: name of the net that the contract suite puts under it, where a plain one would not do.
@@ -29,6 +31,7 @@ class Technique(Option):
     after: ClassVar[tuple[str, ...]] = ()
     conflicts: ClassVar[Mapping[str, str]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
+    space: ClassVar[Mapping[str, str]] = {}
     example: ClassVar[Mapping[str, Any] | None] = {}
     example_model: ClassVar[str] = ""
     tasks: ClassVar[tuple[str, ...]] = ()

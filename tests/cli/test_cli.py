@@ -78,7 +78,7 @@ def here(trained, monkeypatch):
          "techniques: 'bf16' and 'fp16' exclude each other: a matrix product has one precision; remove one, for "
          "example with techniques-=fp16"),
         ("plan digits techniques+=sam techniques+=accumulate",
-         "techniques: 'sam' must come after 'accumulate'; the right order: [crop, label-smoothing, ema, accumulate, "
+         "techniques: 'sam' must come after 'accumulate'; the right order: [crop, ema, accumulate, "
          "sam]"),
         ("plan digits model.depth=5",
          "model.depth: 5 stages halve 8 x 8 pixels to nothing; use at most 3 stages"),

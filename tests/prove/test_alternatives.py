@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import prove_exam
 from kingpost.prove import alternatives
 from kingpost.prove.alternatives import hwang_shih_decani
 from prove_exam import fixed_pairs, from_rows, real_pools, signed_rank_less, wilcoxon_pruner
@@ -101,11 +102,16 @@ def test_the_pruners_rule_is_that_of_optuna():
         assert stopped == (pairs if sign == -1 else None)
 
 
-def test_pools_of_real_runs(tmp_path):
+def test_pools_of_real_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prove_exam, "FEWEST_SEEDS", 3)
     path = tmp_path / "pools.json"
     assert real_pools(path) == {}
-    path.write_text('{"digits": {"accuracy": [[0.9, 0.92, null, 0.91]], "loss": [[1.0, 2.0, 3.0], [1.1, 2.1, null]]}}')
+    path.write_text(
+        '{"digits": {"accuracy": [[0.9, 0.92, null, 0.91]], "loss": [[1.0, 2.0, 3.0], [1.1, 2.1, null]], "few": [[1]]}}'
+    )
     pools = real_pools(path)
+    assert list(pools) == ["digits, accuracy", "digits, loss"]
+    assert "digits, few: left out, fewer than 3 seeds" in capsys.readouterr().out
     rng = np.random.default_rng(0)
     single = pools["digits, accuracy"](rng, (4000, 2))
     # Chance that both of two runs drawn from four, one of which failed, failed; 5 standard errors of 8000 draws.

@@ -130,6 +130,7 @@ def test_a_trial_that_is_asked_to_stop_saves_and_goes_on(whole, long_recipe, tmp
     assert told(verdicts["fast"]) == told(whole[1]["fast"])
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_an_outcome_and_stays_one(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     verdicts = kp.prove(tiny, {"wild": "optimizer={name: sgd, lr: 1.0e+38}"}, **SMALL | {"max_pairs": 12})

@@ -15,7 +15,7 @@ WORD: Mapping[Decision, str] = {
     "no evidence yet": "unproven",
 }
 Outcome = Literal["borne out", "borne out in part", "contradicted", "not decided", "no claim"]
-SAYS = {"helps": "helps", "harms": "hurts", "neutral": "makes no difference that matters", "unproven": "is not decided"}
+SAYS = {"helps": "helps", "harms": "hurts", "neutral": "makes no difference that matters", "unproven": "lacks evidence"}
 Row = Mapping[str, Any]
 
 
@@ -45,14 +45,20 @@ def standing(row: Row) -> Literal["borne out", "contradicted", "not decided", "n
     return "borne out" if row["word"] in row["expect"] else "contradicted"
 
 
-def conclude(rows: Sequence[Row]) -> Conclusion:
-    """The rule: borne out if every arm that the claim speaks of came out as it says; contradicted if at least one
-    did not and none did; borne out in part if some did, while others did not or are not decided; else not decided.
+def conclude(rows: Sequence[Row], to_come: Sequence[str] = ()) -> Conclusion:
+    """What all rows together say about the claim; ``to_come`` are trials that have not been run yet.
+
+    The rule: borne out if every arm that the claim speaks of came out as it says; contradicted if at least one
+    did not and none did; borne out in part if some did, while others did not or are not decided; else not decided. As
+    long as a trial is to come, it is not decided.
 
     >>> rows = [{"trial": "a", "arm": "he", "expect": ["helps"], "word": "helps", "claimed_difference": None}]
     >>> print(conclude(rows).sentence)
     Borne out: he helps.
     """
+    if to_come:
+        count = "a trial is" if len(to_come) == 1 else f"{len(to_come)} trials are"
+        return Conclusion("not decided", f"Not decided: {count} still to be run ({', '.join(to_come)}).")
     spoken = [row for row in rows if row["expect"]]
     kinds = {kind: [row for row in spoken if standing(row) == kind] for kind in ("borne out", "contradicted")}
     open_ = [row for row in spoken if standing(row) == "not decided"]
@@ -89,7 +95,7 @@ def _plural(words: str, names: Sequence[str]) -> str:
     if len(names) == 1:
         return words
     first, _, rest = words.partition(" ")
-    return f"{ {'helps': 'help', 'hurts': 'hurt', 'makes': 'make', 'is': 'are'}[first] } {rest}".strip()
+    return f"{ {'helps': 'help', 'hurts': 'hurt', 'makes': 'make', 'lacks': 'lack'}[first] } {rest}".strip()
 
 
 def _size(row: Row, several: bool) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ SAMPLERS = ("tpe", "random", "gp", "qmc", "grid")
 PRUNERS = ("median", "hyperband", "none")
 JOURNAL = "study.journal"
 STARTUP_TRIALS, WARM_PERCENT, FIRST_RUNG_PERCENT = 5, 25, 10
+OPEN_TRIES, OPEN_SECONDS = 10, 5.0  # of a database that another process may be setting up
 FEWEST_FOR_IMPORTANCE, FEWEST_GOOD = 10, 5  # the paper's evaluator wants five trials in its better group
 
 
@@ -153,14 +155,17 @@ def _database(address: str) -> Any:
     optuna = load_optuna()
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-    try:
-        return optuna.storages.RDBStorage(address)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise RecipeError(
-            f"got '{address}': {error}", path="storage", mend="for example sqlite:///search.db"
-        ) from error
-    except SQLAlchemyError as error:
-        raise RunError(f"the storage '{address}' cannot be opened: {error}") from error
+    for left in reversed(range(OPEN_TRIES)):
+        try:
+            return optuna.storages.RDBStorage(address)
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            mend = "for example sqlite:///search.db"
+            raise RecipeError(f"got '{address}': {error}", path="storage", mend=mend) from error
+        except SQLAlchemyError as error:  # perhaps another process is making the same tables
+            if not left:
+                raise RunError(f"the storage '{address}' cannot be opened: {error}") from error
+            time.sleep(OPEN_SECONDS / OPEN_TRIES)
+    raise AssertionError("unreachable")
 
 
 def _journal(path: Path) -> Any:

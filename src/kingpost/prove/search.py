@@ -158,6 +158,7 @@ class Search:
         finally:
             self.runner.close(saving=True)
             self._hand_back()
+            self._lock_of(self.me).unlink(missing_ok=True)
             lock.release()
 
     def _step(self) -> bool:
@@ -308,18 +309,16 @@ class Search:
         said = f"{self.plan.metric} {value:.6g}" if value is not None else status + (f" ({message})" if message else "")
         body = {"says": f"trial {number}: {said}; {patch or 'the start'}", "number": number, "status": status}
         body |= {"value": value, "patch": patch, "point": trial.params, "seconds": seconds, "message": message}
-        self._row(f"trial {number}", body)
+        again = "continues" in trial.user_attrs  # a kill may have come between this row and the study
+        rows = self.ledger.entries(trial=self.plan.name, kind="tuning") if again else []
+        if not any(row.body.get("number") == number and row.body.get("status") for row in rows):
+            self.ledger.append("tuning", self.plan.name, {"key": f"trial {number}", **body})
         for key, item in {"status": status, "seconds": round(seconds, 3), "message": message}.items():
             trial.set_user_attr(key, item)
         states = self._states()
         with contextlib.suppress(ValueError):  # given up by others while this process slept, and done again there
             self.study.tell(trial, value, state=states.COMPLETE if status == "finished" else states.PRUNED)
         self.display.say(f"trial {number:>3}  {said:<24}  {patch or '(the start)'}")
-
-    def _row(self, key: str, body: Mapping[str, Any]) -> None:
-        rows = self.ledger.entries(trial=self.plan.name, kind="tuning")
-        if not any(row.body.get("key") == key for row in rows):
-            self.ledger.append("tuning", self.plan.name, {"key": key, **body})
 
     def _show(self) -> None:
         done = len(tried(self.study))

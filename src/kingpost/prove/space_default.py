@@ -69,10 +69,10 @@ def _batch_sizes(size: int) -> list[int]:
 
 
 def _strengths(recipe: Recipe, path: str, technique: Technique) -> Iterator[str]:
-    if declared := getattr(technique, "space", {}):
-        yield from (f"{path}.{field}={values}" for field, values in declared.items())
+    if technique.space:
+        yield from (f"{path}.{field}={values}" for field, values in technique.space.items())
         return
-    for field in getattr(technique, "neutral", None) or ():
+    for field in technique.neutral or ():
         value = at(recipe, f"{path}.{field}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             continue
@@ -89,32 +89,37 @@ def _around(value: float, hint: Any) -> str:
     >>> _around(1e-4, typing.Annotated[float, Ge(0)]), _around(2, typing.Annotated[int, Ge(1)])
     ('1e-05..0.001:log', '1..4')
     """
-    low, high = bounds(hint)
+    (low, low_open), (high, high_open) = bounds(hint)
     if float not in types_in(hint):
         ends = max(low, value // 2), min(high, 2 * value)
         return f"{ends[0]:.0f}..{ends[1]:.0f}" if ends[0] < ends[1] else ""
     if math.isinf(high):
         return _decades(value)
+    top = high - (high - value) / DECADE if high_open else high
+    bottom = max(low, 0.0) if not low_open else value / DECADE
     if value <= high / 2:
-        return f"{max(low, 0.0):.3g}..{min(4 * value, high):.3g}"
+        return f"{bottom:.3g}..{min(4 * value, top):.3g}"
     gap = high - value
-    ends = (max(low, high - 4 * gap), high - gap / DECADE) if gap else (high / 2, high)
-    return f"{ends[0]:.3g}..{ends[1]:.3g}"
+    return f"{max(bottom, high - 4 * gap):.3g}..{high - gap / DECADE:.3g}" if gap else f"{high / 2:.3g}..{high:.3g}"
 
 
-def bounds(hint: Any) -> tuple[float, float]:
-    """The smallest and the greatest value of a type; infinite where it has none."""
-    low, high = -math.inf, math.inf
-    for one in (hint, *typing.get_args(hint)):
-        for mark in getattr(one, "__metadata__", ()):
-            low = max(low, *(_number(mark, key) for key in ("ge", "gt")), low)
-            high = min(high, *(-_number(mark, key, -1) for key in ("le", "lt")), high)
-    return low, high
+def bounds(hint: Any) -> tuple[tuple[float, bool], tuple[float, bool]]:
+    """The smallest and the greatest value of a type, infinite where it has none; and whether they are left out.
 
-
-def _number(mark: object, key: str, sign: int = 1) -> float:
-    value = getattr(mark, key, None)
-    return -math.inf if value is None else sign * float(value)
+    >>> from annotated_types import Ge, Lt
+    >>> bounds(typing.Annotated[float, Ge(0), Lt(1)])
+    ((0.0, False), (1.0, True))
+    """
+    found = {
+        key: float(value)
+        for one in (hint, *typing.get_args(hint))
+        for mark in getattr(one, "__metadata__", ())
+        for key in ("ge", "gt", "le", "lt")
+        if (value := getattr(mark, key, None)) is not None
+    }
+    low = max(found.get("ge", -math.inf), found.get("gt", -math.inf))
+    high = min(found.get("le", math.inf), found.get("lt", math.inf))
+    return (low, found.get("gt") == low), (high, found.get("lt") == high)
 
 
 def _decades(value: float) -> str:

@@ -57,7 +57,7 @@ class StudyTrial(Option):
     """No decision before so many; null takes that of ``prove``."""
     max_pairs: Annotated[int, Ge(3)] = 20
     """No more pairs than so many."""
-    expect: dict[str, Word | tuple[Word, ...]] = field(default_factory=dict)
+    expect: dict[str, Word | list[Word]] = field(default_factory=dict)
     """Arm -> what the claim says of it: helps, neutral, harms, or several of these. An arm may be left out."""
     claimed_fewer_errors: dict[str, float] = field(default_factory=dict)
     """Arm -> part of the baseline's errors (1 - metric) that the claim says it avoids."""
@@ -80,7 +80,7 @@ class StudyTrial(Option):
     def expected(self, arm: str) -> tuple[Word, ...]:
         """What the claim says of an arm; nothing if it does not speak of it."""
         words = self.expect.get(arm, ())
-        return (words,) if isinstance(words, str) else words
+        return (words,) if isinstance(words, str) else tuple(words)
 
     def recipe(self, name: str) -> Recipe:
         """The baseline's recipe.
@@ -144,7 +144,7 @@ class StudyText(Option):
     """What could mask the effect, and what is done about it."""
     fixed: str = ""
     """What is held, so that the answer holds for it only."""
-    cards: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    cards: dict[str, str | list[str]] = field(default_factory=dict)
     """Technique (``kind/name``) -> arms whose verdict its card takes: ``arm`` in any trial, or ``trial/arm``."""
     limits: tuple[str, ...] = ()
     """What the study does not show."""
@@ -238,7 +238,7 @@ class Study:
             own = self.quick.get("trials", {}).get(name, {}) if quick else {}
             merged: dict[str, Any] = {}
             for layer in (self.shared, self.parts[name] or {}, below, own):
-                merged |= {k: {**merged.get(k, {}), **v} if k in ADDED else v for k, v in layer.items()}
+                merged |= {k: _both(merged.get(k, {}), v) if k in ADDED else v for k, v in layer.items()}
             try:
                 found[name] = StudyTrial.from_value(merged)
             except RecipeError as error:
@@ -252,6 +252,13 @@ class Study:
             for arm in (arms,) if isinstance(arms, str) else arms:
                 if arm not in known:
                     raise RecipeError(f"no arm '{arm}'", path=f"cards.{key}", mend=nearest(arm, known))
+
+
+def _both(old: Any, new: Any) -> Any:
+    """The new value, laid over the old one where both are mappings."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {**old, **{key: _both(old.get(key), value) for key, value in new.items()}}
 
 
 def trial_id(name: str, trial: StudyTrial) -> str:

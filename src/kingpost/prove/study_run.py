@@ -55,6 +55,8 @@ def run(
     """
     mode: Mode = "quick" if quick else "full"
     before = read_results(folder)
+    old_rows = list(before.get(mode, {}).get("rows", []))
+    known = {(row["trial"], row["arm"]): row for row in old_rows}
     rows: list[dict[str, Any]] = []
     declared = study.trials(quick)
     for name, trial in declared.items():
@@ -85,13 +87,16 @@ def run(
         except RecipeError as error:
             raise error.under(f"{study.name}.{name}") from error.__cause__
         found = [row_of(verdict, name, trial, study) for verdict in verdicts]
-        known = {(row["trial"], row["arm"]): row for row in before.get(mode, {}).get("rows", [])}
         for row in found:
             old = known.get((name, row["arm"]), {})
             same = old.get("ledger_sha256") == row["ledger_sha256"]
             row["measured"] = old["measured"] if same else _now(time.monotonic() - started)
         rows += found
-        before[mode] = {"rows": rows}
+        to_come = list(declared)[list(declared).index(name) + 1 :]
+        rows_to_come = [row for row in old_rows if row["trial"] in to_come]
+        known_trials = {row["trial"] for row in rows_to_come}
+        left = [other for other in to_come if other not in known_trials]
+        before[mode] = {"rows": [*rows, *rows_to_come], "to_come": left}
         write_results(folder, study, before)
     return read_results(folder)
 
@@ -115,14 +120,17 @@ def row_of(verdict: Verdict, name: str, trial: StudyTrial, study: Study) -> dict
         "pairs": [[pair.seed, pair.baseline, pair.arm] for pair in verdict.pairs],
         "max_pairs": trial.max_pairs,
         "costs": value["costs"],
+        **({} if verdict.pairs else {"difference": None}),
     }
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The value of ``results.json``; empty if there is none."""
+    """The value of ``results.json``, with the text that the study has by now; empty if there is none."""
     path = folder / RESULTS
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return value
+    if not path.is_file():
+        return {}
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value | {"study": Study.open(folder).text.to_value()}
 
 
 def write_results(folder: Path, study: Study, modes: Mapping[str, Any]) -> None:

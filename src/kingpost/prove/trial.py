@@ -36,7 +36,7 @@ def prove(
     smallest_effect: float | None = None,
     alpha: float = 0.05,
     power: float = 0.8,
-    min_pairs: int = 3,
+    min_pairs: int = 5,
     max_pairs: int | None = None,
     at: Literal["last", "best"] = "last",
     budget: str | None = None,

@@ -81,7 +81,7 @@ def tune(
     smallest_effect: float | None = None,
     alpha: float = 0.05,
     power: float = 0.8,
-    min_pairs: int = 3,
+    min_pairs: int = 5,
     max_pairs: int | None = None,
     at: Literal["last", "best"] = "last",
     budget: str | None = None,
@@ -413,7 +413,7 @@ def _write_winner(folder: Path, plan: Plan, space: Space, best: Tried, result: T
 def _write_last(ledger: Ledger, plan: Plan, result: Tuning) -> None:
     if result.verdict is None or not result.verdict.final:
         return
-    says = result.headline()
+    says = result.headline().partition(": ")[2]
     body = {"says": says, "decision": result.decision, "optimism": result.optimism, "test": result.test}
     _once(ledger, plan.name, "verdict", body | {"verdict_sha256": result.verdict.ledger_sha256})
 

@@ -49,10 +49,7 @@ def _middle(text: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[str]:
     yield "\nWhat was asked, and how it was judged:\n"
     yield _table(
         ("trial", "arm", "change", "budget", "smallest effect", "retuned to"),
-        [
-            (row["trial"], row["arm"], f"`{row['patch']}`", row["budget"], _metric(row), _retuned(row))
-            for row in rows
-        ],
+        [(row["trial"], row["arm"], f"`{row['patch']}`", row["budget"], _metric(row), _retuned(row)) for row in rows],
     )
     yield "\nWhat it cost (medians of a run, baseline → arm):\n"
     yield _table(
@@ -215,11 +212,17 @@ def _costs(row: Row) -> tuple[str, ...]:
     return (
         pair("seconds", "seconds"),
         pair("peak_memory_mebibytes", "bytes", mebi),
-        pair("parameters", ""),
+        _counts(base["parameters"], arm["parameters"]),
         pair("flops", "FLOPs"),
         pair("target_seconds", "seconds"),
         failed if base["failed"] or arm["failed"] else "none",
     )
+
+
+def _counts(base: int | None, arm: int | None) -> str:
+    if base is None or arm is None:
+        return DASH
+    return f"{base:,}" if base == arm else f"{base:,} → {arm:,}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
