@@ -22,7 +22,7 @@ OWN = """## Write your own
 
 A study is a folder below `studies/` with a file `study.yaml`:
 
-```yaml
+```text
 question: Does label smoothing help my net?
 claim: Softened targets generalise better.
 source: a colleague

@@ -232,7 +232,7 @@ COMMANDS: dict[str, Command] = {
             (("--alpha",), {"type": float, "default": 0.05, "metavar": "P",
                             "help": "error rate of helps or hurts where nothing is, over all arms (default: 0.05)"}),
             (("--power",), {"type": float, "default": 0.8, "metavar": "P", "help": "default: 0.8"}),
-            (("--min-pairs",), {"type": int, "default": 5, "metavar": "N", "help": "default: 5; at least 3"}),
+            (("--min-pairs",), {"type": int, "metavar": "N", "help": "default: 5, or --max-pairs where that is less"}),
             (("--max-pairs",), {"type": int, "metavar": "N", "help": "default: 30, or what fits --time"}),
             (("--budget",), {"metavar": "KIND[=N]",
                              "help": "equal for all arms: steps, samples, seconds, flops; or own (default: what the "

@@ -91,7 +91,7 @@ COMMANDS: dict[str, Command] = {
             (("--smallest",), {"type": float, "metavar": "X", "help": "proof: smallest difference that matters"}),
             (("--alpha",), {"type": float, "default": 0.05, "metavar": "P", "help": "proof: default 0.05"}),
             (("--power",), {"type": float, "default": 0.8, "metavar": "P", "help": "proof: default 0.8"}),
-            (("--min-pairs",), {"type": int, "default": 3, "metavar": "N", "help": "proof: default 3"}),
+            (("--min-pairs",), {"type": int, "metavar": "N", "help": "proof: default 5, or --max-pairs"}),
             (("--max-pairs",), {"type": int, "metavar": "N", "help": "proof: default 30, or what fits --time"}),
             (("--search-only",), {"action": "store_true", "help": "no proof; the same command without this adds it"}),
             (("--dry-run",), {"action": "store_true", "help": "say space, trials and time, and end"}),

@@ -29,11 +29,9 @@ class Pair:
     arm: float | None
 
     def difference(self, higher_is_better: bool) -> float:
-        """Arm minus baseline, turned so that more is better; infinite if one of them failed, 0 if both did."""
+        """Arm minus baseline, turned so that more is better; infinite if one of them failed, NaN if both did."""
         if self.arm is None or self.baseline is None:
-            return (
-                math.inf * ((self.arm is not None) - (self.baseline is not None)) if self.arm != self.baseline else 0.0
-            )
+            return math.nan if self.arm is self.baseline else -math.inf if self.arm is None else math.inf
         return (self.arm - self.baseline) * (1 if higher_is_better else -1)
 
 
@@ -189,7 +187,7 @@ class Verdict:
             counts += f" -> {arm.reached_target} of {arm.runs} runs"
             yield f"target     {self.metric} {self.target:.4g} after {first} -> {late}; got there: {counts}"
         if base.failed or arm.failed:
-            yield f"failed     {base.failed} of {base.runs} -> {arm.failed} of {arm.runs} runs, as the worst outcome"
+            yield f"failed     {base.failed} of {base.runs} -> {arm.failed} of {arm.runs} runs; they count against their arm"
 
     def _table(self) -> Iterator[str]:
         if not self.pairs:
@@ -204,7 +202,7 @@ class Verdict:
 
     def _signed(self, value: float) -> str:
         digits = max(0, 1 - math.floor(math.log10(self.smallest_effect)))
-        names = {math.inf: "+failed", -math.inf: "-failed"}
+        names = {math.inf: "better", -math.inf: "worse"}
         return f"{value:+.{digits}f}" if math.isfinite(value) else names.get(value, "none")
 
 

@@ -204,8 +204,8 @@ def test_trains_in_half_precision(kind: str, name: str, trained: Callable[[Recip
     full, half = trained(recipe), trained(plus(recipe, "bf16"))
     losses = torch.tensor([[row["loss"] for row in run.steps[:STEPS]] for run in (full, half)])
     assert losses.isfinite().all()
-    # 8 bits of precision are 0.4 % a product, some of which add up. Before the first update and after it: later, methods
-    # that divide by a curvature or a spread let the two runs part, as two runs with other starting weights would.
+    # 8 bits of precision are 0.4 % a product, some of which add up. Before the first update and after it: later,
+    # methods that divide by a curvature or a spread let the two runs part, as other starting weights would.
     assert (losses[0] - losses[1])[:2].abs().max() < 0.05 * losses[0].abs().max()
 
 

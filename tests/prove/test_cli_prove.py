@@ -118,7 +118,7 @@ def test_too_few_pairs_are_no_evidence(here, capsys):
 
 def test_a_dry_run_says_runs_time_and_memory_and_writes_nothing(here, capsys):
     before = sorted(here.iterdir())
-    words = "prove small.yaml --without each --retune optimizer.lr --max-pairs 5 --workers 2 --dry-run"
+    words = "prove small.yaml --without each --retune optimizer.lr --min-pairs 3 --max-pairs 5 --workers 2 --dry-run"
     assert main(words.split()) == 0
     out = capsys.readouterr().out
     assert "runs       18 to 22, 12 of them for the small search" in out

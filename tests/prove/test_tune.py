@@ -565,9 +565,7 @@ def test_a_search_survives_a_kill_and_its_winner_is_proved(tmp_path, monkeypatch
     words = ["tune", "t.yaml", "--space", "optimizer.lr=1e-4,1e-2", "batch_size=64,96", "--sampler", "grid"]
     code = main([*words, "--workers", "1", "--max-pairs", "3", "--quiet"])
     assert code == 2 and "was declared with max_pairs" in capsys.readouterr().err
-    made = kp.tune(
-        recipe, ["optimizer.lr=1e-4,1e-2", "batch_size=64,96"], sampler="grid", workers=1, min_pairs=3, quiet=True
-    )
+    made = kp.tune(recipe, ["optimizer.lr=1e-4,1e-2", "batch_size=64,96"], sampler="grid", workers=1, quiet=True)
     assert [one.number for one in made.trials] == [0, 1, 2, 3]
     assert {one.status for one in made.trials} == {"finished"} and made.decision == "helps"
     assert "optimizer.lr=0.01" in made.patch and made.verdict.pairs[0].seed != FIRST_SEED

@@ -15,7 +15,7 @@ from kingpost.prove.questions import BASELINE, Question, against_baseline, cells
 from kingpost.prove.sequential import Test
 
 DECLARATION = "declaration.json"
-MOST_PAIRS, FEWEST_PAIRS = 30, 5  # the least for which nobody has to ask; decision 0012
+MOST_PAIRS, FEWEST_PAIRS = 30, 5  # where nobody asks for others; decision 0012
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Asked:
     smallest_effect: float | None = None
     alpha: float = 0.05
     power: float = 0.8
-    min_pairs: int = FEWEST_PAIRS
+    min_pairs: int | None = None
     max_pairs: int | None = None
     at: Literal["last", "best"] = "last"
     budget: str | None = None
@@ -35,6 +35,13 @@ class Asked:
     factorial: tuple[str, ...] = ()
     first_seed: int = 0
     threads: int = 1
+
+    @property
+    def fewest_pairs(self) -> int:
+        """No decision before so many: as given, or five, or all where there are fewer."""
+        if self.min_pairs is not None:
+            return self.min_pairs
+        return FEWEST_PAIRS if self.max_pairs is None else min(FEWEST_PAIRS, self.max_pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

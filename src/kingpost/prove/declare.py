@@ -170,7 +170,7 @@ def _declared(
         smallest_effect_reason=why,
         alpha=asked.alpha,
         power=asked.power,
-        min_pairs=asked.min_pairs,
+        min_pairs=asked.fewest_pairs,
         max_pairs=most[0],
         max_pairs_reason=most[1],
         budget=budget,
@@ -238,11 +238,11 @@ def _most_pairs(
     if asked.max_pairs is not None:
         return asked.max_pairs, "as given"
     if seconds is None or not run_seconds:
-        return max(MOST_PAIRS, asked.min_pairs), "the default"
+        return max(MOST_PAIRS, asked.fewest_pairs), "the default"
     tuning = math.prod(len(retune.FACTORS) for _ in searches) * retune.SEEDS if searches else 0
     per_pair = sum(run_seconds) / min(workers, len(run_seconds))
     fits = int(0.9 * seconds / per_pair - tuning)
-    most = max(asked.min_pairs, min(MOST_PAIRS, fits))
+    most = max(asked.fewest_pairs, min(MOST_PAIRS, fits))
     return most, f"about {max(fits, 0)} pairs of {per_pair:.3g} s fit the time"
 
 

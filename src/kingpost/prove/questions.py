@@ -28,10 +28,10 @@ class Question:
         return sum(values) if len(values) == len(parts) else None
 
     def difference(self, seed: int, outcomes: Outcomes, higher_is_better: bool) -> float:
-        """More is better; infinite where one side failed, 0 where both did."""
+        """More is better; infinite where one side failed, NaN where both did."""
         arm, base = self.side(+1, seed, outcomes), self.side(-1, seed, outcomes)
         if arm is None or base is None:
-            return 0.0 if arm is base else -math.inf if arm is None else math.inf
+            return math.nan if arm is base else -math.inf if arm is None else math.inf
         return (arm - base) * (1 if higher_is_better else -1)
 
 

@@ -53,8 +53,8 @@ class StudyTrial(Option):
     """Nuisance parameters that every arm searches for itself."""
     factorial: tuple[str, ...] = ()
     """Arms that are tried in every combination."""
-    min_pairs: Annotated[int, Ge(3)] | None = None
-    """No decision before so many; null takes that of ``prove``."""
+    min_pairs: Annotated[int, Ge(3)] = 5
+    """No decision before so many."""
     max_pairs: Annotated[int, Ge(3)] = 20
     """No more pairs than so many."""
     expect: dict[str, Word | list[Word]] = field(default_factory=dict)

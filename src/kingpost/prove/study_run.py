@@ -62,7 +62,6 @@ def run(
     for name, trial in declared.items():
         say(f"{study.name}: {name} ({len(rows)} of {len(declared)} trials done)" if rows else f"{study.name}: {name}")
         started = time.monotonic()
-        fewest: dict[str, Any] = {} if trial.min_pairs is None else {"min_pairs": trial.min_pairs}
         try:
             verdicts = trials.prove(
                 trial.subject(study.name),
@@ -70,7 +69,7 @@ def run(
                 metric=trial.metric,
                 direction=trial.direction,
                 smallest_effect=trial.smallest_effect,
-                **fewest,
+                min_pairs=trial.min_pairs,
                 max_pairs=trial.max_pairs,
                 at=trial.at,
                 budget=trial.budget,

@@ -36,7 +36,7 @@ def prove(
     smallest_effect: float | None = None,
     alpha: float = 0.05,
     power: float = 0.8,
-    min_pairs: int = 5,
+    min_pairs: int | None = None,
     max_pairs: int | None = None,
     at: Literal["last", "best"] = "last",
     budget: str | None = None,
@@ -66,7 +66,7 @@ def prove(
         smallest_effect: the smallest difference that matters, in the metric's unit; None takes the metric's default.
         alpha: error rate of *helps* or *hurts* when there is no difference, over all arms together.
         power: chance to find the smallest effect, for the number of pairs that are still needed.
-        min_pairs: no decision before so many.
+        min_pairs: no decision before so many; None takes 5, or ``max_pairs`` where that is less.
         max_pairs: no more than so many; None takes 30, or what fits ``seconds``.
         at: the metric at the ``last`` epoch, or at the ``best`` (which flatters the arm that varies more).
         budget: ``steps``, ``samples``, ``seconds`` or ``flops`` for every arm the same, ``samples=50000`` with an

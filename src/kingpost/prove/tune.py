@@ -81,7 +81,7 @@ def tune(
     smallest_effect: float | None = None,
     alpha: float = 0.05,
     power: float = 0.8,
-    min_pairs: int = 5,
+    min_pairs: int | None = None,
     max_pairs: int | None = None,
     at: Literal["last", "best"] = "last",
     budget: str | None = None,
