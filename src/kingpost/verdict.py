@@ -187,7 +187,7 @@ class Verdict:
             counts += f" -> {arm.reached_target} of {arm.runs} runs"
             yield f"target     {self.metric} {self.target:.4g} after {first} -> {late}; got there: {counts}"
         if base.failed or arm.failed:
-            yield f"failed     {base.failed} of {base.runs} -> {arm.failed} of {arm.runs} runs, which counts against them"
+            yield f"failed     {base.failed} of {base.runs} -> {arm.failed} of {arm.runs} runs: it counts against them"
 
     def _table(self) -> Iterator[str]:
         if not self.pairs:
