@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## train on handwritten digits, then prove what helps and what does not; two minutes after installation
 	$(BIN)/kingpost train recipes/digits.yaml
-	$(BIN)/kingpost prove recipes/digits.yaml budget.epochs=3 model.norm=none --name demo --time 60s \
+	$(BIN)/kingpost prove recipes/digits.yaml budget.epochs=3 model.norm=none --name demo --max-pairs 12 \
 	  --arm batch-norm model.norm=batch --arm dropout 'techniques+={name: dropout, p: 0.5}'
 
 test: $(READY)  ## everything that CI runs: style, types, layers, tests, examples in the docs

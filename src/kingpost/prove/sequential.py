@@ -120,7 +120,7 @@ class Test:
             error = spread / math.sqrt(n)
             half = self.boundary(n) * error
             lower, upper, p = mean - half, mean + half, self.p_value(abs(mean) / error, n)
-        decision, final, reason = self._judge(lower, upper, p, worse, better)
+        decision, final, reason = self._judge(lower, upper, worse, better)
         if reason == "failures":
             p, reason = min(p, self.alpha), f"{failed}, more than chance explains"
         elif reason == "doubt":
@@ -136,7 +136,7 @@ class Test:
         reason = reason or f"looked at {pairs} of at most {self.max_pairs} pairs"
         return Look(pairs, decision, final, reason, mean, lower, upper, p, attainable)
 
-    def _judge(self, lower: float, upper: float, p: float, worse: int, better: int) -> tuple[Decision, bool, str]:
+    def _judge(self, lower: float, upper: float, worse: int, better: int) -> tuple[Decision, bool, str]:
         """Decision, whether it is final, and why, from the interval and the failures."""
         if worse + better and abs(worse - better) >= self.margin(worse + better):
             return "hurts" if worse > better else "helps", True, "failures"
@@ -146,7 +146,7 @@ class Test:
             reason, contradicted = f"the interval lies within ±{small:g}", worse != better
         elif lower > 0 or upper < 0:
             verdict = "helps" if lower > 0 else "hurts"
-            reason, contradicted = f"the interval excludes 0 (p = {p:.2g})", (worse > better) == (lower > 0)
+            reason, contradicted = "the interval excludes 0", (worse > better) == (lower > 0)
         else:
             return "no evidence yet", False, ""
         return ("no evidence yet", False, "doubt") if doubt and contradicted else (verdict, True, reason)
