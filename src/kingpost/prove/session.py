@@ -58,6 +58,7 @@ class Session:
     outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
     under_way: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    ended: int = 0
 
     def run(self) -> Verdicts:
         """Search, pair after pair, and judge; stops when all questions are answered or the time is up."""
@@ -154,7 +155,9 @@ class Session:
             if outcome["status"] == "stopped":  # not by us: somebody stopped the worker
                 self.request.signal = self.request.signal or 15
                 continue
-            self.seconds.setdefault(job["arm"], []).append(time.monotonic() - started)
+            self.ended += 1
+            if self.ended > self.runner.slots:  # the first ones waited for their worker to start
+                self.seconds.setdefault(job["arm"], []).append(time.monotonic() - started)
             self.record.note(job, outcome)
             found.append((job, outcome))
         return found
