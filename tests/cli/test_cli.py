@@ -274,7 +274,7 @@ def test_every_example_in_the_help_runs_as_it_stands(tmp_path, monkeypatch, capf
             assert out.count("status     ") <= 1  # processes that were launched leave the last word to the launcher
             if "--json" in words:
                 json.loads(out)
-    assert set(COMMANDS) == set(ORDER)
+    assert set(COMMANDS) == {*ORDER, "study"}  # studies need a checkout, and minutes: tests/prove/test_study.py
     assert Run.open("digits").summary["epoch"] == 42  # the last of the examples of resume
 
 

@@ -36,8 +36,9 @@ from kingpost.train.assemble import assemble
 from kingpost.train.train import resume, train
 
 # In 64 bits the order of a sum of eight samples changes the last two or three digits, and six steps of an optimizer
-# that divides by a root enlarge that; in half precision a product has 8 (bfloat16) or 11 bits.
-TOLERANCE = {"float64": 1e-9, "float32": 2e-2}
+# that divides by a root enlarge that (the fourth roots of Shampoo's nearly singular matrices most, to 3e-9); in half
+# precision a product has 8 (bfloat16) or 11 bits.
+TOLERANCE = {"float64": 1e-8, "float32": 2e-2}
 
 all_subjects = pytest.mark.parametrize(("kind", "name"), subjects(), ids=lambda value: value)
 

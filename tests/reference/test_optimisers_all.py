@@ -23,7 +23,7 @@ from kingpost.train.tasks import Classification, Regression
 
 NAMES = sorted(name for kind, name in subjects() if kind == "optimizer")
 all_optimizers = pytest.mark.parametrize("name", NAMES)
-RATES = (100.0, 10.0, 1.0, 0.1, 0.02, 0.0007)
+RATES = (300.0, 10.0, 1.0, 0.1, 0.02, 0.0007)
 
 
 class Loop:

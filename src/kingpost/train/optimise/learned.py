@@ -45,7 +45,7 @@ def numbers(hidden: int = HIDDEN) -> int:
     """How many numbers the small net has.
 
     >>> numbers()
-    242
+    258
     """
     return sum(inputs * outputs + outputs for inputs, outputs in sizes(hidden))
 
