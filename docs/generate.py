@@ -280,7 +280,7 @@ def cli_page() -> str:
                 shown += f" {settings['metavar']}"
             if settings.get("nargs") == "*":
                 shown = f"[{shown} ...]"
-            help_text = settings.get("help", "")
+            help_text = settings.get("help", "").replace("%%", "%")
             if choices := settings.get("choices"):
                 default = f"; default: {settings['default']}" if settings.get("default") else ""
                 help_text = f"{help_text}: {' or '.join(choices)}{default}"

@@ -32,12 +32,15 @@ Runs = Run | Path | str | Sequence[Run | Path | str]
 
 
 def load_model(
-    run: Run, which: Literal["best", "last"] = "best", device: str = "auto", recipe: Recipe | None = None
+    run: Run | Path | str,
+    which: Literal["best", "last"] = "best",
+    device: str = "auto",
+    recipe: Recipe | None = None,
 ) -> nn.Module:
     """The trained network of a run, in eval mode: plain PyTorch from here on.
 
     Args:
-        run: the run.
+        run: the run, its folder or its name.
         which: weights of the best or the last epoch.
         device: where the network goes.
         recipe: the one that was trained, for a run with objects that its file cannot hold; its module is filled.
@@ -45,7 +48,7 @@ def load_model(
     Raises:
         RunError: no weights yet, or the model was an object that no file can hold.
     """
-    run = run.final
+    run = (run if isinstance(run, Run) else Run.open(run)).final
     return restored(run, recipe or run.recipe, which, device)[0]
 
 

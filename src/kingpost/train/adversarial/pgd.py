@@ -77,6 +77,7 @@ class FGSM(Attack):
     high: float | None = None
     """Largest value that an input can have; null is no bound."""
 
+    conflicts: ClassVar[dict[str, str]] = {"pgd": "one attack is trained on"}
     neutral: ClassVar[dict[str, Any]] = {"epsilon": 0.0}
 
     def __post_init__(self) -> None:
